@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "quarry/config.h"
+#include "quarry/status.h"
+#include "quarry/tensor.h"
+
+struct CUstream_st;
+
+namespace quarry {
+
+/// A cudaStream_t. Ignored by the CPU backend, whose calls are complete on return.
+using Stream = CUstream_st*;
+
+/// Bits that a call ORs into device_status[b]: what only the device can see. A row
+/// concerned has length 0 unless said otherwise. Never cleared by quarry.
+enum DeviceStatusBit : std::uint32_t {
+  kLengthOutOfRange = 1u << 0,  ///< a length < 0, > max_seq_len, or outside n_0 .. n_0+T-1
+  kSlotOutOfRange = 1u << 1,    ///< slots[b] >= max_sequences (negative: inactive, no error)
+  kPageOutOfRange = 1u << 2,    ///< a block table entry outside 0 .. num_pages-1
+  kNotBuilt = 1u << 3,          ///< no codebook beyond the dense range; the list is sink + window
+  kTooFewKeys = 1u << 4,        ///< build() found fewer than ksub finite keys (CUDA); not built
+  kQueryCountOutOfRange = 1u << 5,  ///< query_counts[b] < 0 or > T
+};
+
+/// In this file "device memory" means memory the backend's device can read and write:
+/// on the CPU backend, host memory. Every pointer named so is read and written in
+/// stream order and must stay valid until the stream has passed the call.
+
+/// Memory and threads of an Indexer.
+struct Resources {
+  /// CPU backend: threads of a call; 0 takes OpenMP's default. No result depends on it.
+  std::int32_t num_threads = 0;
+  /// Caller-owned device memory of at least index_bytes, aligned to `alignment`, for the
+  /// index; it must outlive the Indexer. Null: quarry allocates and frees it.
+  void* index_memory = nullptr;
+  std::size_t index_memory_bytes = 0;
+};
+
+/// What a call with lengths needs to know of its batch.
+struct Batch {
+  std::int32_t batch_size = 0;    ///< B, 1 .. max_sequences
+  std::int32_t query_tokens = 1;  ///< T, 1 .. max_query_tokens
+  /// Device memory int32 [B], all distinct: the slot of each sequence; a negative one is
+  /// inactive (its rows have length 0, its index stays as it is). Null: 0 .. B-1.
+  const std::int32_t* slots = nullptr;
+  /// Device memory int32 [B, T]: n_t, the length of the sequence as token t sees it, its
+  /// own position included. n = n_0: positions below it are accepted for good.
+  const std::int32_t* lengths = nullptr;
+  /// Device memory int32 [B]: query tokens of each sequence, at most T; 0 is inactive.
+  /// Null: T for all.
+  const std::int32_t* query_counts = nullptr;
+  /// Optional host copies of `slots` [B] and `lengths` [B, T]. Where given, a slot or a
+  /// length out of range, a repeated slot and a sequence that is not built are refused
+  /// before anything is launched. Not read after the call returns.
+  const std::int32_t* host_slots = nullptr;
+  const std::int32_t* host_lengths = nullptr;
+};
+
+/// Scratch of a call, the caller's: at least what memory_requirements() or
+/// workspace_bytes() says, aligned to 256 bytes, used in stream order, content arbitrary.
+struct Workspace {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+/// A decode step.
+struct NextArgs {
+  Batch batch;
+  KeyView keys;      ///< of positions the index has not seen (and, with refine, any listed one)
+  QueryView queries; ///< [B, T, Hq, d]
+  Workspace workspace;
+
+  /// Device memory int32 [rows, index_stride], rows = B * T * list heads, row
+  /// (b * T + t) * heads + h: ascending positions, then -1 to max_list_length().
+  std::int32_t* indices = nullptr;
+  std::int64_t index_stride = 0;        ///< at least max_list_length()
+  std::int32_t* list_lengths = nullptr; ///< device memory int32 [rows]
+
+  /// Optional, device memory float32 [rows, index_stride]: 1 at listed entries, 0 from the
+  /// list's length to max_list_length().
+  float* weights = nullptr;
+
+  /// Optional, device memory float32 [rows, dense_stride]: 1 at listed positions, 0 at all
+  /// others below max_seq_len.
+  float* dense_weights = nullptr;
+  std::int64_t dense_stride = 0;  ///< at least max_seq_len
+  /// Optional: the lists `dense_weights` last held ([rows, index_stride] and [rows], not
+  /// `indices` itself). Given, only those entries are cleared; without them, all are.
+  const std::int32_t* previous_indices = nullptr;
+  const std::int32_t* previous_lengths = nullptr;
+
+  /// Optional, device memory uint32 [B]: DeviceStatusBit bits are ORed in.
+  std::uint32_t* device_status = nullptr;
+};
+
+/// Encode without a query: what next() does of stage `encode` alone (lengths [B, 1]).
+struct AppendArgs {
+  Batch batch;  ///< query_tokens must be 1
+  KeyView keys;
+  Workspace workspace;
+  std::uint32_t* device_status = nullptr;  ///< optional, as in NextArgs
+};
+
+/// Prefill of one sequence: train where the slot is given no codebook, encode.
+struct BuildArgs {
+  std::int32_t slot = 0;
+  std::int32_t length = 0;  ///< n, 0 .. max_seq_len
+  KeyView keys;             ///< block_table: this sequence's row
+  Workspace workspace;      ///< build_workspace_bytes
+  /// With config.rotation and per-slot codebooks: device memory float32 [Hkv, d, d], both.
+  /// Null: the slot's present ones stay.
+  const float* rotation = nullptr;
+  const float* query_rotation = nullptr;
+  /// Train even if the slot has a codebook. Never with shared_codebook.
+  bool retrain = false;
+  std::uint32_t* device_status = nullptr;  ///< optional, device memory uint32 [1]
+};
+
+/// Codebooks from elsewhere: calibrated, or another Indexer's.
+struct CodebookArgs {
+  std::int32_t slot = -1;  ///< -1: all slots
+  /// Device memory float32 [Hkv, m, ksub, dsub], dsub + 1 for inner_product.
+  const float* codebooks = nullptr;
+  const float* phi = nullptr;             ///< [Hkv, m], for inner_product alone
+  const float* rotation = nullptr;        ///< [Hkv, d, d], with config.rotation alone
+  const float* query_rotation = nullptr;  ///< [Hkv, d, d], with config.rotation alone
+};
+
+/// One layer's index: max_sequences slots of codes, block means and codebooks.
+///
+/// Calls of one Indexer must be ordered by the caller: on CUDA by the stream, on the CPU
+/// by not overlapping them. Different Indexers are independent. Every call checks what the
+/// host can know before any work; a refused call changes nothing.
+class Indexer {
+ public:
+  Indexer() noexcept;
+  ~Indexer();
+  Indexer(Indexer&&) noexcept;
+  Indexer& operator=(Indexer&&) noexcept;
+  Indexer(const Indexer&) = delete;
+  Indexer& operator=(const Indexer&) = delete;
+
+  /// Takes all memory, leaves every slot empty. `*out` is replaced on success alone.
+  static Status create(const IndexerConfig& config, const Device& device,
+                       const Resources& resources, Indexer* out) noexcept;
+
+  /// Trains on positions encode_from .. n-1 (k-means; product quantization after Jegou et
+  /// al. 2011) unless the slot has a codebook, then encodes them. Too few finite keys
+  /// (below ksub for a KV head): too_few_keys, the index unchanged.
+  /// Reads positions encode_from .. n-1 of the cache.
+  Status build(const BuildArgs& args, Stream stream) noexcept;
+
+  /// A decode step: encodes positions the index has not seen, then writes a sparse list for
+  /// every row: sink, the top-K by PQ score, window. See docs/design.md for the contract.
+  /// Never allocates, synchronizes or trains; can be captured into a CUDA graph.
+  /// Reads positions min(seen, n-1) .. n-1 of the cache, back to the start of the block
+  /// the first of them is in; with refine also the r*K shortlisted positions.
+  Status next(const NextArgs& args, Stream stream) noexcept;
+
+  /// Stage `encode` of next() alone.
+  Status append(const AppendArgs& args, Stream stream) noexcept;
+
+  /// Copies codebooks in. A slot with codes is encoded anew from encode_from by the next
+  /// append() or next(), from the cache.
+  Status set_codebook(const CodebookArgs& args, Stream stream) noexcept;
+
+  /// Forgets positions from lengths[i] on: the index has then seen at most lengths[i].
+  /// Both int32 [count] in device memory; slots null means 0 .. count-1. Entries out of
+  /// range are ignored.
+  Status truncate(const std::int32_t* slots, const std::int32_t* lengths, std::int32_t count,
+                  Stream stream) noexcept;
+
+  /// Forgets a slot's positions and, without shared_codebook, its codebook.
+  Status reset(std::int32_t slot, Stream stream) noexcept;
+
+  /// Writes the codes of positions first .. first+count-1, unpacked, as uint8
+  /// [count, Hkv, m] to device memory `out`. Positions not encoded give unspecified codes.
+  /// `block_table` as in BuildArgs::keys, null where page_size is 0.
+  Status codes(std::int32_t slot, std::int32_t first, std::int32_t count,
+               const std::int32_t* block_table, std::uint8_t* out, Stream stream) const noexcept;
+
+  /// Writes the slot's codebooks (layout of CodebookArgs) to device memory; phi may be null.
+  Status codebook(std::int32_t slot, float* codebooks, float* phi, Stream stream) const noexcept;
+
+  /// Exact scratch of a next() or append() of B sequences and T query tokens.
+  std::size_t workspace_bytes(std::int32_t batch_size, std::int32_t query_tokens) const noexcept;
+
+  /// The resolved configuration: no -1, no `automatic`.
+  const IndexerConfig& config() const noexcept;
+  const Device& device() const noexcept;
+  /// Lists a (sequence, query token): Hq, or Hkv under a GQA reduction.
+  std::int32_t list_heads() const noexcept;
+  std::int32_t max_list_length() const noexcept;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace quarry

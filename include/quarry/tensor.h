@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+namespace quarry {
+
+/// Element types of keys, queries and block means.
+enum class DType : std::int32_t { float32 = 0, float16 = 1, bfloat16 = 2 };
+
+/// Bytes of one element.
+constexpr std::int64_t dtype_size(DType t) noexcept { return t == DType::float32 ? 4 : 2; }
+
+const char* to_string(DType t) noexcept;
+
+/// The engine's key cache of one layer, read and never written.
+///
+/// Element (position p, KV head h, dimension i) of a sequence lives at
+///   data + page * page_stride + (p % page_size) * slot_stride + h * head_stride + i
+/// where `page` is block_table[b * block_table_stride + p / page_size], or, without a
+/// block table (a contiguous cache: one page a sequence), the sequence's slot.
+/// Strides are in elements, may exceed the extents they step over, and are >= 0.
+struct KeyView {
+  const void* data = nullptr;  ///< device memory, aligned to the element
+  DType dtype = DType::float32;
+  std::int64_t page_stride = 0;
+  std::int64_t slot_stride = 0;  ///< between consecutive positions of a page
+  std::int64_t head_stride = 0;
+  const std::int32_t* block_table = nullptr;  ///< device memory [B, block_table_stride], or null
+  std::int64_t block_table_stride = 0;        ///< entries from one sequence's row to the next's
+};
+
+/// Queries [B, T, Hq, d], contiguous in d; strides in elements.
+struct QueryView {
+  const void* data = nullptr;  ///< device memory, aligned to the element
+  DType dtype = DType::float32;
+  std::int64_t batch_stride = 0;
+  std::int64_t token_stride = 0;
+  std::int64_t head_stride = 0;
+};
+
+}  // namespace quarry

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A backend: the stages as plain functions over the params structs, and memory.
+#pragma once
+
+#include <cstddef>
+
+#include "params.h"
+
+namespace quarry {
+
+/// Where and with what a stage runs.
+struct Launch {
+  Stream stream = nullptr;
+  std::int32_t num_threads = 0;      ///< CPU; resolved, at least 1
+  std::int32_t num_multiprocessors = 0;  ///< CUDA
+  std::int32_t device = 0;               ///< CUDA: ordinal
+  std::int32_t compute_capability = 0;   ///< CUDA: 10 * major + minor
+};
+
+struct Stages {
+  Status (*encode)(const EncodeParams&, const Launch&) noexcept;
+  Status (*train)(const TrainParams&, const Launch&) noexcept;
+  Status (*score)(const ScoreParams&, const Launch&) noexcept;
+  Status (*mask)(const MaskParams&, const Launch&) noexcept;
+  Status (*select)(const SelectParams&, const Launch&) noexcept;
+  Status (*refine)(const RefineParams&, const Launch&) noexcept;
+  Status (*emit)(const EmitParams&, const Launch&) noexcept;
+  Status (*set_codebook)(const SetCodebookParams&, const Launch&) noexcept;
+  Status (*truncate)(const TruncateParams&, const Launch&) noexcept;
+  Status (*reset)(const ResetParams&, const Launch&) noexcept;
+  Status (*codes)(const CodesParams&, const Launch&) noexcept;
+  Status (*codebook)(const CodebookParams&, const Launch&) noexcept;
+
+  /// Scratch a stage wants beside what plan.h carves for every backend; may be 0.
+  std::size_t (*select_scratch_bytes)(std::int32_t rows, std::int32_t k,
+                                      std::int32_t max_candidates) noexcept;
+  std::size_t (*train_scratch_bytes)(const IndexView&, std::int32_t max_samples) noexcept;
+
+  /// create(): checks the device, fills what Launch needs, allocates, zeroes on no stream.
+  Status (*open)(std::int32_t ordinal, std::int32_t num_threads, Launch*) noexcept;
+  Status (*allocate)(std::size_t bytes, void** out) noexcept;
+  void (*release)(void* memory) noexcept;
+  Status (*zero)(void* memory, std::size_t bytes) noexcept;
+};
+
+/// Null where this build does not hold the backend.
+const Stages* stages_of(Backend backend) noexcept;
+
+namespace cpu {
+extern const Stages stages;
+}
+namespace cuda {
+extern const Stages stages;  // defined where QUARRY_CUDA is on
+bool device_present() noexcept;
+}
+
+}  // namespace quarry

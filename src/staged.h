@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Algorithm `staged`: a decode step as one kernel a stage, in stream order.
+#pragma once
+
+#include "plan.h"
+
+namespace quarry {
+
+/// Every stage's parameters for one call.
+struct StagedStep {
+  EncodeParams encode;
+  ScoreParams score;
+  MaskParams mask;
+  SelectParams select;  ///< of the candidates: the heavy ones, or, with refine, the shortlist
+  bool refines;
+  RefineParams refine;
+  SelectParams reselect;  ///< of the shortlist by exact score
+  EmitParams emit;
+};
+
+/// What the stages know of a call's batch; later stages find its states in `states`.
+StepView make_step(const Batch& batch, const KeyView& keys, SequenceState* states,
+                   std::uint32_t* device_status) noexcept;
+
+StagedStep make_staged(const Plan& plan, const NextArgs& args,
+                       const NextBuffers& buffers) noexcept;
+
+Status run_staged(const StagedStep& step, const Stages& stages, const Launch& launch) noexcept;
+
+}  // namespace quarry

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the host can know of a call's arguments, checked before anything is launched.
+#pragma once
+
+#include "plan.h"
+
+namespace quarry {
+
+/// What the host remembers of a slot.
+struct HostSlot {
+  bool built = false;     ///< set_codebook() or build() gave it a codebook
+  bool rotation = false;  ///< and rotations
+  bool marked = false;    ///< scratch of check_batch(), which leaves it false
+};
+
+Status check_keys(const Plan& plan, const KeyView& keys, std::int32_t positions,
+                  bool batched) noexcept;
+Status check_workspace(const Workspace& workspace, std::size_t needed) noexcept;
+Status check_batch(const Plan& plan, const IndexerConfig& config, const Batch& batch,
+                   HostSlot* slots) noexcept;
+Status check_next(const Plan& plan, const IndexerConfig& config, const NextArgs& args,
+                  HostSlot* slots) noexcept;
+Status check_build(const Plan& plan, const IndexerConfig& config, const BuildArgs& args,
+                   const HostSlot* slots) noexcept;
+Status check_codebook(const Plan& plan, const IndexerConfig& config,
+                      const CodebookArgs& args) noexcept;
+
+/// Refuses null (by name) and pointers not aligned to `alignment`.
+Status check_pointer(const char* name, const void* pointer, std::size_t alignment) noexcept;
+
+}  // namespace quarry
