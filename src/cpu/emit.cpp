@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage emit: the ascending lists and the weights that go with them.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/stages.h"
+
+namespace quarry::cpu {
+namespace {
+
+std::int32_t* append_range(std::int32_t* out, std::int32_t first, std::int32_t end) {
+  for (std::int32_t p = first; p < end; ++p) *out++ = p;
+  return out;
+}
+
+void emit_dense_weights(const EmitParams& p, std::int64_t row, const std::int32_t* list,
+                        std::int32_t length) {
+  const std::int32_t extent = p.index.max_seq_len;
+  float* weights = p.dense_weights + row * p.dense_stride;
+  if (p.previous_indices != nullptr && p.previous_lengths != nullptr) {
+    // The caller's memory: an entry that is no position is passed over, not trusted.
+    const std::int32_t* previous = p.previous_indices + row * p.index_stride;
+    const std::int64_t count =
+        std::clamp<std::int64_t>(p.previous_lengths[row], 0, p.index_stride);
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (previous[i] >= 0 && previous[i] < extent) weights[previous[i]] = 0.0f;
+    }
+  } else {
+    std::memset(weights, 0, sizeof(float) * static_cast<std::size_t>(extent));
+  }
+  for (std::int32_t i = 0; i < length; ++i) weights[list[i]] = 1.0f;
+}
+
+}  // namespace
+
+Status emit(const EmitParams& p, const Launch& launch) noexcept {
+#pragma omp parallel for schedule(static) num_threads(launch.num_threads)
+  for (std::int32_t row = 0; row < p.num_rows; ++row) {
+    const RowState& state = p.rows[row];
+    std::int32_t* list = p.indices + row * p.index_stride;
+    std::int32_t* end = list;
+    if (state.kind == RowKind::dense) {
+      end = append_range(list, 0, state.n);
+    } else if (state.kind != RowKind::empty) {
+      end = append_range(list, 0, state.first);
+      if (state.kind == RowKind::sparse) {
+        const std::int32_t* heavy = p.heavy + static_cast<std::int64_t>(row) * p.index.heavy_size;
+        end = std::copy_n(heavy, p.heavy_counts[row], end);
+      }
+      end = append_range(end, state.end, state.n);
+    }
+    const auto length = static_cast<std::int32_t>(end - list);
+    std::fill(end, list + p.max_list, -1);
+    p.list_lengths[row] = length;
+    if (p.weights != nullptr) {
+      float* weights = p.weights + row * p.index_stride;
+      std::fill_n(weights, length, 1.0f);
+      std::fill(weights + length, weights + p.max_list, 0.0f);
+    }
+    if (p.dense_weights != nullptr) emit_dense_weights(p, row, list, length);
+  }
+  return Status();
+}
+
+}  // namespace quarry::cpu

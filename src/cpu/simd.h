@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The vector arithmetic several stages share, dispatched at run time to the best target of
+// this CPU. Each function fixes the order of its float32 operations, so that its bytes do
+// not depend on the target.
+#pragma once
+
+#include <cstdint>
+
+#include "quarry/tensor.h"
+
+namespace quarry::cpu {
+
+/// out[i] = float32(data[offset + i]) - (mean ? mean[i] : nothing), i < d.
+void widen(const void* data, DType dtype, std::int64_t offset, std::int32_t d, const float* mean,
+           float* out);
+
+/// sum[i] += float32(data[offset + i]), i < d.
+void accumulate(const void* data, DType dtype, std::int64_t offset, std::int32_t d, float* sum);
+
+/// out[k] = q . data[offsets[k] .. + d), k < count: 16 lane-strided partial sums by FMA, added
+/// by halves (l += l + 8, + 4, + 2, + 1).
+void dots(const float* q, const void* data, DType dtype, const std::int64_t* offsets,
+          std::int32_t count, std::int32_t d, float* out);
+
+/// out[k][c] = sum over ascending j < rows of x[k][j] * matrix[j][c], an FMA chain from 0;
+/// k < count, c < cols. Rows of x and out are x_stride and out_stride floats apart.
+void product(const float* x, std::int32_t count, std::int64_t x_stride, const float* matrix,
+             std::int32_t rows, std::int32_t cols, float* out, std::int64_t out_stride);
+
+/// out[k] = |x[k]|^2, an FMA chain over ascending j < dsub.
+void norms(const float* x, std::int32_t count, std::int64_t x_stride, std::int32_t dsub,
+           float* out);
+
+/// codes[k * code_stride] = the centroid of [dcent][ksub] nearest x[k] in squared Euclidean
+/// distance, an FMA chain over ascending j: the lowest id on a tie, NaN last, 0 where all are
+/// NaN. The distance goes to distances[k] unless that is null.
+void nearest(const float* x, std::int32_t count, std::int64_t x_stride, const float* centroids,
+             std::int32_t dcent, std::int32_t ksub, std::uint8_t* codes,
+             std::int64_t code_stride, float* distances);
+
+}  // namespace quarry::cpu

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CPU backend's stages, one a file. Contracts are with the params structs (params.h).
+// Every result is the same for any number of threads and any SIMD width.
+#pragma once
+
+#include <cstddef>
+
+#include "backend.h"
+
+namespace quarry::cpu {
+
+Status encode(const EncodeParams& p, const Launch& launch) noexcept;
+Status train(const TrainParams& p, const Launch& launch) noexcept;
+Status score(const ScoreParams& p, const Launch& launch) noexcept;
+Status mask(const MaskParams& p, const Launch& launch) noexcept;
+Status select(const SelectParams& p, const Launch& launch) noexcept;
+Status refine(const RefineParams& p, const Launch& launch) noexcept;
+Status emit(const EmitParams& p, const Launch& launch) noexcept;
+
+Status set_codebook(const SetCodebookParams& p, const Launch& launch) noexcept;
+Status truncate(const TruncateParams& p, const Launch& launch) noexcept;
+Status reset(const ResetParams& p, const Launch& launch) noexcept;
+Status codes(const CodesParams& p, const Launch& launch) noexcept;
+Status codebook(const CodebookParams& p, const Launch& launch) noexcept;
+
+std::size_t select_scratch_bytes(std::int32_t rows, std::int32_t k,
+                                 std::int32_t max_candidates) noexcept;
+std::size_t train_scratch_bytes(const IndexView& index, std::int32_t max_samples) noexcept;
+
+}  // namespace quarry::cpu
