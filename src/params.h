@@ -256,9 +256,10 @@ QUARRY_HD inline const std::int32_t* block_table_row(const StepView& step, std::
 /// Offset of byte 0 of a key's code; byte i is i * tile further.
 QUARRY_HD inline std::int64_t code_offset(const IndexView& ix, std::int64_t page,
                                           std::int32_t head, std::int32_t in_page) {
-  return ((page * ix.num_kv_heads + head) * ix.page_slots + in_page / ix.tile * ix.tile) *
+  const std::int32_t in_tile = in_page & (ix.tile - 1);  // tile is a power of two
+  return ((page * ix.num_kv_heads + head) * ix.page_slots + (in_page - in_tile)) *
              ix.code_bytes +
-         in_page % ix.tile;
+         in_tile;
 }
 
 /// Element offset of the mean of the block whose last position is `last` (its page `page`).

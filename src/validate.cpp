@@ -96,6 +96,7 @@ Status check_host_copies(const Plan& plan, const Batch& batch, HostSlot* slots) 
     const std::int32_t slot = batch.host_slots != nullptr ? batch.host_slots[b]
                               : batch.slots == nullptr    ? b
                                                           : -1;
+    if (batch.host_slots != nullptr && slot < 0) continue;  // inactive: its length means nothing
     const std::int32_t* lengths =
         batch.host_lengths + static_cast<std::int64_t>(b) * batch.query_tokens;
     for (std::int32_t t = 0; t < batch.query_tokens; ++t) {

@@ -35,7 +35,9 @@ void emit_dense_weights(const EmitParams& p, std::int64_t row, const std::int32_
 }  // namespace
 
 Status emit(const EmitParams& p, const Launch& launch) noexcept {
-#pragma omp parallel for schedule(static) num_threads(launch.num_threads)
+  // A few lists take less time than waking a thread.
+  const bool large = p.dense_weights != nullptr || p.num_rows >= 256;
+#pragma omp parallel for schedule(static) num_threads(launch.num_threads) if (large)
   for (std::int32_t row = 0; row < p.num_rows; ++row) {
     const RowState& state = p.rows[row];
     std::int32_t* list = p.indices + row * p.index_stride;

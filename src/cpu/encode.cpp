@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/nearest.h"
 #include "cpu/simd.h"
 #include "cpu/stages.h"
 #include "cpu/vectors.h"
@@ -30,15 +31,16 @@ bool pages_valid(const EncodeParams& p, const SequenceState& st, std::int32_t b)
   return true;
 }
 
-/// Codes of positions first .. first+count-1 (count <= kGroup), of one block if there are any.
+/// Codes of positions first .. first+count-1 (count <= keys_per_group()), of one block where
+/// there are blocks.
 void encode_group(const KeySource& source, std::int32_t first, std::int32_t count,
                   const float* mean) {
   const IndexView& ix = source.index;
   const std::int32_t m = ix.num_subspaces;
   const std::int64_t book = codebook_of(ix, source.slot);
   const std::int64_t head = book * ix.num_kv_heads + source.head;
-  alignas(64) float vectors[kGroup * kMaxHeadDim];
-  alignas(64) float augmented[kGroup * (kMaxHeadDim + 1)];
+  alignas(64) float vectors[kGroupFloats];
+  alignas(64) float augmented[kGroupFloats + kGroup];
   std::uint8_t ids[kGroup * 64];  // m <= 64
   load_vectors(source, first, count, mean, vectors);
   for (std::int32_t s = 0; s < m; ++s) {
@@ -65,8 +67,9 @@ void encode_group(const KeySource& source, std::int32_t first, std::int32_t coun
 
 void encode_positions(const KeySource& source, std::int32_t first, std::int32_t end,
                       const float* mean) {
-  for (std::int32_t p = first; p < end; p += kGroup) {
-    encode_group(source, p, std::min(kGroup, end - p), mean);
+  const std::int32_t group = keys_per_group(source.index);
+  for (std::int32_t p = first; p < end; p += group) {
+    encode_group(source, p, std::min(group, end - p), mean);
   }
 }
 
@@ -126,11 +129,13 @@ Status encode(const EncodeParams& p, const Launch& launch) noexcept {
   const std::int64_t tasks = heads * most;
 #pragma omp parallel for schedule(dynamic, 4) num_threads(launch.num_threads) if (tasks > 1)
   for (std::int64_t task = 0; task < tasks; ++task) {
-    const auto b = static_cast<std::int32_t>(task / most / ix.num_kv_heads);
-    const auto head = static_cast<std::int32_t>(task / most % ix.num_kv_heads);
+    // Heads innermost: caches mostly hold a position's heads side by side.
+    const auto b = static_cast<std::int32_t>(task / ix.num_kv_heads / most);
+    const auto head = static_cast<std::int32_t>(task % ix.num_kv_heads);
     const SequenceState& st = p.step.states[b];
     const Units units = units_of(ix, st);
-    const std::int32_t unit = units.first + static_cast<std::int32_t>(task % most);
+    const std::int32_t unit =
+        units.first + static_cast<std::int32_t>(task / ix.num_kv_heads % most);
     if (unit >= units.end) continue;
     const std::int64_t book = codebook_of(ix, st.slot);
     const std::int64_t square = static_cast<std::int64_t>(ix.head_dim) * ix.head_dim;

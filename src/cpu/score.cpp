@@ -146,7 +146,7 @@ Status score(const ScoreParams& p, const Launch& launch) noexcept {
   // that each bias is written by one thread.
   const std::int32_t unit = std::max(ix.block_size, 1);
   const std::int32_t chunk = std::max(8192 / unit, 1) * unit;
-  const std::int32_t chunks = static_cast<std::int32_t>((std::int64_t{longest} + chunk - 1) / chunk);
+  const std::int32_t chunks = (longest - 1) / chunk + 1;
   const std::int64_t rows = std::int64_t{p.step.batch_size} * tokens * heads;
   const std::int64_t tasks = std::int64_t{p.step.batch_size} * ix.num_kv_heads * chunks;
 #pragma omp parallel num_threads(launch.num_threads)

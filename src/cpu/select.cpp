@@ -32,12 +32,14 @@ struct Layout {
     chunks = std::clamp(kPieces / std::max(rows, 1), 1, most);
     chunk = (longest - 1) / chunks + 1;
     pieces = std::min<std::int64_t>(std::int64_t{rows} * most, std::max(rows, kPieces));
-    // 64: scan_above() wants that much room; no row needs more than all its candidates.
-    capacity = std::min(k + std::max(k, 1024), longest) + 64;
+    // Room for twice what guess() aims at; no row needs more than all its candidates. 64:
+    // scan_above() wants that much.
+    capacity = std::min(2 * k + std::max(k, 1024), longest) + 64;
   }
 
   std::size_t piece_bytes() const {
-    return kHeader + (3 * sizeof(std::uint32_t) * static_cast<std::size_t>(capacity) + 63) / 64 * 64;
+    const std::size_t buffer = 3 * sizeof(std::uint32_t) * static_cast<std::size_t>(capacity);
+    return kHeader + (buffer + 63) / 64 * 64;
   }
 };
 
@@ -52,20 +54,21 @@ class Best {
         k_(k) {}
 
   void scan(const float* scores, std::int32_t first, std::int32_t end) {
-    // Until K are held everything enters, NaN too.
-    while (first < end && count_ < k_) {
+    if (end - first >= std::max(4096, 16 * k_)) {
+      threshold_ = guess(scores, first, end);
+      stream(scores, first, end);
+      // K above the guess are the K best of all; fewer say that it was too high.
+      if (full_ || count_ >= k_) return;
+      count_ = 0;
+    }
+    // Without a threshold everything enters, NaN too.
+    while (first < end && count_ < capacity_) {
       keys_[count_] = selection_key(scores[first]);
       positions_[count_++] = first++;
     }
-    if (count_ < k_) return;
+    if (first == end) return;
     compact();
-    while (first < end) {
-      std::int32_t found = 0;
-      first = scan_above(scores, first, end, threshold_, capacity_ - count_, keys_ + count_,
-                         positions_ + count_, &found);
-      count_ += found;
-      if (first < end) compact();
-    }
+    stream(scores, first, end);
   }
 
   void add(const Best& later) {
@@ -102,6 +105,29 @@ class Best {
   const std::int32_t* positions() const { return positions_; }
 
  private:
+  void stream(const float* scores, std::int32_t first, std::int32_t end) {
+    while (first < end) {
+      std::int32_t found = 0;
+      first = scan_above(scores, first, end, threshold_, capacity_ - count_, keys_ + count_,
+                         positions_ + count_, &found);
+      count_ += found;
+      if (first < end) compact();
+    }
+  }
+
+  /// A key that some 4 K (for large K: 2 K) candidates are above, from an even sample.
+  std::uint32_t guess(const float* scores, std::int32_t first, std::int32_t end) const {
+    const std::int64_t above = k_ <= 256 ? 4 * k_ : 2 * k_;
+    const std::int32_t rank = k_ <= 256 ? 8 : 16;  // in the sample; more is surer and slower
+    const std::int64_t length = end - first;
+    const std::int64_t size = std::min<std::int64_t>(capacity_, rank * length / above);
+    for (std::int64_t i = 0; i < size; ++i) {
+      copy_[i] = selection_key(scores[first + i * length / size]);
+    }
+    std::nth_element(copy_, copy_ + rank, copy_ + size, std::greater<>());
+    return copy_[rank];
+  }
+
   std::uint32_t* keys_;
   std::int32_t* positions_;
   std::uint32_t* copy_;

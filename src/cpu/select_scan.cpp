@@ -35,6 +35,7 @@ HWY_ATTR std::int32_t ScanAbove(const float* scores, std::int32_t i, std::int32_
   constexpr std::int32_t kStep = 4 * kLanes;  // at most 64
   const VI sign = hn::Set(di, static_cast<std::int32_t>(0x80000000u));
   const VI limit = hn::Set(di, static_cast<std::int32_t>(threshold ^ 0x80000000u));
+  const VI iota = hn::Iota(di, 0);
   std::int32_t n = 0;
   for (; i + kStep <= count; i += kStep) {
     VI key[4];
@@ -53,7 +54,8 @@ HWY_ATTR std::int32_t ScanAbove(const float* scores, std::int32_t i, std::int32_
       // Whole vectors are stored: what is past the last hit is overwritten by the next.
       hn::StoreU(hn::Compress(hn::Xor(key[v], sign), above), di,
                  reinterpret_cast<std::int32_t*>(keys + n));
-      hn::StoreU(hn::Compress(hn::Iota(di, i + v * kLanes), above), di, positions + n);
+      const VI at = hn::Add(hn::Set(di, i + v * kLanes), iota);
+      hn::StoreU(hn::Compress(at, above), di, positions + n);
       n += static_cast<std::int32_t>(hn::CountTrue(di, above));
     }
   }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "half.h"
+#include "hwy/cache_control.h"
 
 // Lanes must be a compile-time number (no SVE); x86 without FMA takes Highway's fallback.
 #define HWY_DISABLED_TARGETS \
@@ -111,7 +112,13 @@ HWY_ATTR void Accumulate(const void* data, DType dtype, std::int64_t offset, std
 
 HWY_ATTR void Dots(const float* q, const void* data, DType dtype, const std::int64_t* offsets,
                    std::int32_t count, std::int32_t d, float* out) {
+  constexpr std::int32_t kAhead = 8;  // rows lie apart: no hardware prefetch helps
+  const std::int64_t size = dtype_size(dtype);
   for (std::int32_t k = 0; k < count; ++k) {
+    if (k + kAhead < count) {
+      const char* next = static_cast<const char*>(data) + offsets[k + kAhead] * size;
+      for (std::int64_t byte = 0; byte < d * size; byte += 64) hwy::Prefetch(next + byte);
+    }
     out[k] = dtype == DType::float32   ? dot_typed<DType::float32>(q, data, offsets[k], d)
              : dtype == DType::float16 ? dot_typed<DType::float16>(q, data, offsets[k], d)
                                        : dot_typed<DType::bfloat16>(q, data, offsets[k], d);
@@ -193,117 +200,6 @@ HWY_ATTR void Norms(const float* x, std::int32_t count, std::int64_t x_stride, s
   }
 }
 
-template <std::int32_t kKeys, std::int32_t kVectors>
-HWY_ATTR void nearest_keys(const float* x, std::int64_t x_stride, const float* centroids,
-                           std::int32_t dcent, std::int32_t ksub, std::uint8_t* codes,
-                           std::int64_t code_stride, float* distances) {
-  const DF df;
-  const DI di;
-  const VI nan_key = hn::Set(di, 0x7fffffff);
-  VI best[kKeys], best_id[kKeys];
-  for (std::int32_t k = 0; k < kKeys; ++k) {
-    best[k] = nan_key;
-    best_id[k] = hn::Zero(di);
-  }
-  for (std::int32_t c = 0; c < ksub; c += kVectors * kLanes) {
-    VF acc[kKeys][kVectors];
-    for (auto& row : acc) {
-      for (auto& v : row) v = hn::Zero(df);
-    }
-    for (std::int32_t j = 0; j < dcent; ++j) {
-      VF centroid[kVectors];
-      for (std::int32_t v = 0; v < kVectors; ++v) {
-        centroid[v] = hn::LoadU(df, centroids + std::int64_t{j} * ksub + c + v * kLanes);
-      }
-      for (std::int32_t k = 0; k < kKeys; ++k) {
-        const VF xj = hn::Set(df, x[k * x_stride + j]);
-        for (std::int32_t v = 0; v < kVectors; ++v) {
-          const VF diff = hn::Sub(xj, centroid[v]);
-          acc[k][v] = fma(diff, diff, acc[k][v]);
-        }
-      }
-    }
-    for (std::int32_t k = 0; k < kKeys; ++k) {
-      for (std::int32_t v = 0; v < kVectors; ++v) {
-        // Distances are >= +0 or NaN: as integers they keep their order.
-        const auto nan = hn::RebindMask(di, hn::IsNaN(acc[k][v]));
-        const VI key = hn::IfThenElse(nan, nan_key, hn::BitCast(di, acc[k][v]));
-        const auto less = hn::Lt(key, best[k]);
-        best[k] = hn::IfThenElse(less, key, best[k]);
-        best_id[k] = hn::IfThenElse(less, hn::Iota(di, c + v * kLanes), best_id[k]);
-      }
-    }
-  }
-  for (std::int32_t k = 0; k < kKeys; ++k) {
-    const VI least = hn::MinOfLanes(di, best[k]);
-    const VI id = hn::IfThenElse(hn::Eq(best[k], least), best_id[k], nan_key);
-    codes[k * code_stride] =
-        static_cast<std::uint8_t>(hn::GetLane(hn::MinOfLanes(di, id)));
-    if (distances != nullptr) {
-      distances[k] = bits_to_float(static_cast<std::uint32_t>(hn::GetLane(least)));
-    }
-  }
-}
-
-/// Fewer centroids than lanes.
-HWY_ATTR void nearest_scalar(const float* x, const float* centroids, std::int32_t dcent,
-                             std::int32_t ksub, std::uint8_t* code, float* distance) {
-  float acc[16] = {};
-  for (std::int32_t j = 0; j < dcent; ++j) {
-    for (std::int32_t c = 0; c < ksub; ++c) {
-      const float diff = x[j] - centroids[std::int64_t{j} * ksub + c];
-      acc[c] = __builtin_fmaf(diff, diff, acc[c]);
-    }
-  }
-  std::uint32_t best = 0x7fffffffu;
-  *code = 0;
-  for (std::int32_t c = 0; c < ksub; ++c) {
-    const std::uint32_t key = distance_key(acc[c]);
-    if (key < best) {
-      best = key;
-      *code = static_cast<std::uint8_t>(c);
-    }
-  }
-  if (distance != nullptr) *distance = bits_to_float(best);
-}
-
-template <std::int32_t kKeys, std::int32_t kVectors>
-HWY_ATTR void nearest_all(const float* x, std::int32_t count, std::int64_t x_stride,
-                          const float* centroids, std::int32_t dcent, std::int32_t ksub,
-                          std::uint8_t* codes, std::int64_t code_stride, float* distances) {
-  std::int32_t k = 0;
-  for (; k + kKeys <= count; k += kKeys) {
-    nearest_keys<kKeys, kVectors>(x + k * x_stride, x_stride, centroids, dcent, ksub,
-                                  codes + k * code_stride, code_stride,
-                                  distances == nullptr ? nullptr : distances + k);
-  }
-  for (; k < count; ++k) {
-    nearest_keys<1, kVectors>(x + k * x_stride, x_stride, centroids, dcent, ksub,
-                              codes + k * code_stride, code_stride,
-                              distances == nullptr ? nullptr : distances + k);
-  }
-}
-
-HWY_ATTR void Nearest(const float* x, std::int32_t count, std::int64_t x_stride,
-                      const float* centroids, std::int32_t dcent, std::int32_t ksub,
-                      std::uint8_t* codes, std::int64_t code_stride, float* distances) {
-  const std::int32_t vectors = ksub / kLanes;
-  if (vectors >= 4) {
-    constexpr std::int32_t kKeys = kLanes == 16 ? 4 : 2;
-    nearest_all<kKeys, 4>(x, count, x_stride, centroids, dcent, ksub, codes, code_stride,
-                          distances);
-  } else if (vectors >= 2) {
-    nearest_all<4, 2>(x, count, x_stride, centroids, dcent, ksub, codes, code_stride, distances);
-  } else if (vectors == 1) {
-    nearest_all<8, 1>(x, count, x_stride, centroids, dcent, ksub, codes, code_stride, distances);
-  } else {
-    for (std::int32_t k = 0; k < count; ++k) {
-      nearest_scalar(x + k * x_stride, centroids, dcent, ksub, codes + k * code_stride,
-                     distances == nullptr ? nullptr : distances + k);
-    }
-  }
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace quarry::cpu
 HWY_AFTER_NAMESPACE();
@@ -316,7 +212,6 @@ HWY_EXPORT(Accumulate);
 HWY_EXPORT(Dots);
 HWY_EXPORT(Product);
 HWY_EXPORT(Norms);
-HWY_EXPORT(Nearest);
 
 void widen(const void* data, DType dtype, std::int64_t offset, std::int32_t d, const float* mean,
            float* out) {
@@ -340,13 +235,6 @@ void product(const float* x, std::int32_t count, std::int64_t x_stride, const fl
 void norms(const float* x, std::int32_t count, std::int64_t x_stride, std::int32_t dsub,
            float* out) {
   HWY_DYNAMIC_DISPATCH(Norms)(x, count, x_stride, dsub, out);
-}
-
-void nearest(const float* x, std::int32_t count, std::int64_t x_stride, const float* centroids,
-             std::int32_t dcent, std::int32_t ksub, std::uint8_t* codes,
-             std::int64_t code_stride, float* distances) {
-  HWY_DYNAMIC_DISPATCH(Nearest)(x, count, x_stride, centroids, dcent, ksub, codes, code_stride,
-                                distances);
 }
 
 }  // namespace quarry::cpu

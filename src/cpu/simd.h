@@ -32,11 +32,4 @@ void product(const float* x, std::int32_t count, std::int64_t x_stride, const fl
 void norms(const float* x, std::int32_t count, std::int64_t x_stride, std::int32_t dsub,
            float* out);
 
-/// codes[k * code_stride] = the centroid of [dcent][ksub] nearest x[k] in squared Euclidean
-/// distance, an FMA chain over ascending j: the lowest id on a tie, NaN last, 0 where all are
-/// NaN. The distance goes to distances[k] unless that is null.
-void nearest(const float* x, std::int32_t count, std::int64_t x_stride, const float* centroids,
-             std::int32_t dcent, std::int32_t ksub, std::uint8_t* codes,
-             std::int64_t code_stride, float* distances);
-
 }  // namespace quarry::cpu

@@ -66,8 +66,8 @@ Status set_codebook(const SetCodebookParams& p, const Launch&) noexcept {
 Status truncate(const TruncateParams& p, const Launch&) noexcept {
   for (std::int32_t i = 0; i < p.count; ++i) {
     const std::int32_t slot = p.slots == nullptr ? i : p.slots[i];
-    if (slot < 0 || slot >= p.index.max_sequences) continue;
-    p.index.seen[slot] = std::min(p.index.seen[slot], std::max(p.lengths[i], 0));
+    if (slot < 0 || slot >= p.index.max_sequences || p.lengths[i] < 0) continue;
+    p.index.seen[slot] = std::min(p.index.seen[slot], p.lengths[i]);
   }
   return Status();
 }

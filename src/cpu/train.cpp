@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/nearest.h"
 #include "cpu/simd.h"
 #include "cpu/stages.h"
 #include "cpu/vectors.h"
@@ -31,7 +32,7 @@ struct Scratch {
   }
 };
 
-/// The positions that are encoded, cut into groups of at most kGroup of one block.
+/// The positions that are encoded, cut into groups of at most keys_per_group() of one block.
 struct Groups {
   const IndexView& ix;
   std::int32_t end;
@@ -56,7 +57,7 @@ void for_each_group(const Groups& groups, const KeySource& source, std::int32_t 
   const IndexView& ix = groups.ix;
   const std::int32_t first = std::max(run * groups.run_size(), ix.encode_from);
   const std::int32_t end = std::min((run + 1) * groups.run_size(), groups.end);
-  alignas(64) float vectors[kGroup * kMaxHeadDim];
+  alignas(64) float vectors[kGroupFloats];
   alignas(64) float sum[kMaxHeadDim];
   alignas(64) float stored[kMaxHeadDim];  // the mean as mean_dtype holds it, widened
   if (ix.block_size > 0) {
@@ -66,8 +67,9 @@ void for_each_group(const Groups& groups, const KeySource& source, std::int32_t 
     }
     widen(stored, ix.mean_dtype, 0, ix.head_dim, nullptr, sum);
   }
-  for (std::int32_t p = first; p < end; p += kGroup) {
-    const std::int32_t count = std::min(kGroup, end - p);
+  const std::int32_t group = keys_per_group(ix);
+  for (std::int32_t p = first; p < end; p += group) {
+    const std::int32_t count = std::min(group, end - p);
     if (!body.wanted(p, count)) continue;
     load_vectors(source, p, count, ix.block_size > 0 ? sum : nullptr, vectors);
     body(p, count, vectors);
@@ -118,7 +120,7 @@ struct Gather {
   }
   void operator()(std::int32_t first, std::int32_t count, const float* vectors) const {
     const IndexView& ix = p.index;
-    alignas(64) float augmented[kGroup * (kMaxHeadDim + 1)];
+    alignas(64) float augmented[kGroupFloats + kGroup];
     const std::int32_t from = rank(first);
     for (std::int32_t s = 0; s < ix.num_subspaces; ++s) {
       const std::int64_t problem = std::int64_t{head} * ix.num_subspaces + s;
@@ -163,12 +165,7 @@ void update_centroids(const TrainParams& p, double* sums, std::int64_t problem,
   float* centroids = p.centroids + problem * ix.dcent * ix.ksub;
   std::int32_t counts[256] = {};
   std::fill_n(sums, std::int64_t{ix.ksub} * ix.dcent, 0.0);
-  for (std::int32_t i = 0; i < num_samples; ++i) {
-    double* sum = sums + std::int64_t{assignment[i]} * ix.dcent;
-    const float* x = samples + std::int64_t{i} * ix.dcent;
-    for (std::int32_t j = 0; j < ix.dcent; ++j) sum[j] += x[j];
-    ++counts[assignment[i]];
-  }
+  sum_clusters(samples, num_samples, ix.dcent, assignment, sums, counts);
   for (std::int32_t c = 0; c < ix.ksub; ++c) {
     if (counts[c] > 0) {
       for (std::int32_t j = 0; j < ix.dcent; ++j) {
@@ -220,8 +217,9 @@ Status train(const TrainParams& p, const Launch& launch) noexcept {
   const std::int64_t square = std::int64_t{ix.head_dim} * ix.head_dim;
   const std::int64_t book = codebook_of(ix, slot);
   const auto source_of = [&](std::int32_t head) {
-    return KeySource{ix, p.keys, table, slot, head,
-                     ix.rotation == nullptr ? nullptr : ix.rotation + (book * heads + head) * square};
+    const float* rotation =
+        ix.rotation == nullptr ? nullptr : ix.rotation + (book * heads + head) * square;
+    return KeySource{ix, p.keys, table, slot, head, rotation};
   };
   const auto finite_of = [&](std::int32_t head) {
     return scratch.finite + std::int64_t{head} * ix.max_seq_len;
@@ -242,9 +240,9 @@ Status train(const TrainParams& p, const Launch& launch) noexcept {
   {
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t task = 0; task < tasks; ++task) {
-      const auto head = static_cast<std::int32_t>(task / runs);
+      const auto head = static_cast<std::int32_t>(task % heads);  // side by side in the cache
       float phi[64] = {};  // m <= 64
-      for_each_group(groups, source_of(head), first_run + static_cast<std::int32_t>(task % runs),
+      for_each_group(groups, source_of(head), first_run + static_cast<std::int32_t>(task / heads),
                      Survey{ix, finite_of(head), phi});
       if (ix.metric != Metric::inner_product) continue;
 #pragma omp critical(quarry_cpu_train_phi)
@@ -278,8 +276,8 @@ Status train(const TrainParams& p, const Launch& launch) noexcept {
     for (std::int32_t head = 0; head < heads; ++head) choose_samples(p, finite_of(head), head);
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t task = 0; task < tasks; ++task) {
-      const auto head = static_cast<std::int32_t>(task / runs);
-      for_each_group(groups, source_of(head), first_run + static_cast<std::int32_t>(task % runs),
+      const auto head = static_cast<std::int32_t>(task % heads);  // side by side in the cache
+      for_each_group(groups, source_of(head), first_run + static_cast<std::int32_t>(task / heads),
                      Gather{p, head, samples_of(head)});
     }
 #pragma omp for schedule(static)

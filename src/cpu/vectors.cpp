@@ -32,7 +32,7 @@ void block_mean(const KeySource& source, std::int32_t block, float* mean) {
 void load_vectors(const KeySource& source, std::int32_t first, std::int32_t count,
                   const float* mean, float* out) {
   const std::int32_t d = source.index.head_dim;
-  alignas(64) float plain[kGroup * kMaxHeadDim];
+  alignas(64) float plain[kGroupFloats];
   float* x = source.rotation == nullptr ? out : plain;
   for (std::int32_t i = 0; i < count; ++i) {
     widen(source.keys.data, source.keys.dtype, offset_of(source, first + i), d, mean, x + i * d);

@@ -11,7 +11,13 @@
 namespace quarry::cpu {
 
 constexpr std::int32_t kMaxHeadDim = 512;
-constexpr std::int32_t kGroup = 16;  ///< keys worked on together
+constexpr std::int32_t kGroup = 32;  ///< keys worked on together, at most
+/// Floats of a group's vectors; they live on the stack, which worker threads have little of.
+constexpr std::int32_t kGroupFloats = 16 * kMaxHeadDim;
+
+inline std::int32_t keys_per_group(const IndexView& index) {
+  return index.head_dim * kGroup > kGroupFloats ? kGroupFloats / index.head_dim : kGroup;
+}
 
 /// One KV head of one sequence's keys.
 struct KeySource {
@@ -25,7 +31,7 @@ struct KeySource {
 /// The float32 mean of block `block`, before it is rounded to mean_dtype.
 void block_mean(const KeySource& source, std::int32_t block, float* mean);
 
-/// out[i][d] for positions first .. first+count-1, count <= kGroup; `mean` null where
+/// out[i][d] for positions first .. first+count-1, count <= keys_per_group(); `mean` null where
 /// block_size is 0. Every page must be in range.
 void load_vectors(const KeySource& source, std::int32_t first, std::int32_t count,
                   const float* mean, float* out);
