@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// next() whole, the newest key's encode included, over the workloads that README and docs
+// quote. Beside it, where Faiss is found, its exact ADC search and its 4-bit FastScan (8-bit
+// tables: approximate) over codes of the same shape; they encode nothing and write no list.
+#include <benchmark/benchmark.h>
+
+#include "support/faiss_peer.h"
+#include "support/layers.h"
+
+namespace {
+
+using quarry::Backend;
+using quarry::bench::Workload;
+
+void next(benchmark::State& state, const Workload& workload, Backend backend) {
+  quarry::tools::DeviceQueue queue({backend, 0});
+  quarry::bench::Model model(workload, backend, queue);
+  if (const quarry::Status s = model.status(); !s.ok()) {
+    state.SkipWithError(s.detail());
+    return;
+  }
+  quarry::bench::Replay replay(queue, model.steps());
+  quarry::bench::loop(state, replay);
+}
+
+void add(const Workload& workload) {
+  quarry::bench::for_each_backend(std::string("next/") + workload.name + "/staged",
+                                  [workload](benchmark::State& state, Backend backend) {
+                                    next(state, workload, backend);
+                                  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  const Workload exact = quarry::bench::original();
+  add(exact);
+  quarry::bench::add_faiss(exact, /*fast_scan=*/false);
+  for (const int m : {8, 16}) {
+    const Workload workload = quarry::bench::codes_of(m, 4);
+    add(workload);
+    quarry::bench::add_faiss(workload, /*fast_scan=*/false);
+    quarry::bench::add_faiss(workload, /*fast_scan=*/true);
+  }
+  add(quarry::bench::gqa_128k());
+  add(quarry::bench::recommended(1));
+  if (quarry::backend_available(Backend::cuda)) {
+    add(quarry::bench::recommended(8));
+    add(quarry::bench::rows_256());
+  }
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}

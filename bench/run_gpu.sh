@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Runs everything worth running on a GPU and leaves the results in OUTDIR:
+#   bench/run_gpu.sh OUTDIR [tests] [sanitize] [replay] [bench]      (default: all four)
+# Uses the binaries of BUILD_DIR (default build/cuda-quick), built beforehand:
+#   cmake --preset cuda-quick && cmake --build --preset cuda-quick
+# Exit status: 0 only if every part passed.
+set -u
+cd "$(dirname "$0")/.."
+out=${1:?usage: bench/run_gpu.sh OUTDIR [tests] [sanitize] [replay] [bench]}
+shift
+parts=${*:-tests sanitize replay bench}
+build=${BUILD_DIR:-build/cuda-quick}
+mkdir -p "$out"
+failed=0
+
+note() { printf '\n== %s\n' "$*" | tee -a "$out/summary.txt"; }
+run() { # run NAME COMMAND...: output to OUTDIR/NAME.txt, its end on the terminal
+  local name=$1 begin=$SECONDS
+  shift
+  "$@" >"$out/$name.txt" 2>&1
+  local rc=$?
+  tail -n "${TAIL:-4}" "$out/$name.txt"
+  echo "$name: exit $rc, $((SECONDS - begin)) s" | tee -a "$out/summary.txt"
+  [ $rc -eq 0 ] || failed=1
+}
+has() { [[ " $parts " == *" $1 "* ]]; }
+
+{
+  echo "commit:  $(git rev-parse --short HEAD 2>/dev/null || echo "${QUARRY_COMMIT:-unknown}")"
+  echo "command: bench/run_gpu.sh OUTDIR $parts"
+  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem --format=csv,noheader
+} | tee "$out/summary.txt"
+
+if has tests; then
+  note "tests on the GPU"
+  for t in unit indexer golden_api misuse; do
+    run "test_$t" timeout 300 "$build/bin/test_$t" --gpu --gtest_brief=1
+  done
+fi
+if has sanitize; then
+  note "compute-sanitizer"
+  for tool in memcheck racecheck initcheck synccheck; do
+    run "sanitize_$tool" timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$build/bin/test_indexer" --gtest_filter="${SANITIZE_FILTER:-Cuda/CaseTable.*}" \
+      --gtest_brief=1
+  done
+fi
+if has replay; then
+  note "replay of the bundled trace"
+  for shape in "0 2 6 1" "64 2 6 1" "64 2 6 4" "64 8 4 1"; do
+    read -r block m b refine <<<"$shape"
+    for device in cpu cuda; do
+      name="replay_b${block}_m${m}_b${b}_r${refine}_$device"
+      TAIL=2 run "$name" "$build/bin/quarry-replay" data/smollm2-l14-kjv.safetensors \
+        --device "$device" --block-size "$block" --subspaces "$m" --bits "$b" \
+        --refine "$refine" --heavy 128 --sink 16 --window 64 --json "$out/$name.json"
+    done
+  done
+fi
+if has bench; then
+  note "benchmarks (CUDA: graph replay, inputs rotated)"
+  for b in floor next encode score select refine emit train; do
+    TAIL=30 run "bench_$b" "$build/bin/bench_$b" --benchmark_filter="${BENCH_FILTER:-cuda}" \
+      --benchmark_min_time="${MIN_TIME:-0.3}" --benchmark_repetitions=5 \
+      --benchmark_report_aggregates_only=true --benchmark_out="$out/bench_$b.json" \
+      --benchmark_out_format=json
+  done
+fi
+note "done: $([ $failed -eq 0 ] && echo 'all passed' || echo 'SOMETHING FAILED')"
+exit $failed

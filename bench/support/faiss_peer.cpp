@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/faiss_peer.h"
+
+#if QUARRY_BENCH_FAISS
+#include <faiss/IndexPQ.h>
+#include <faiss/IndexPQFastScan.h>
+#include <omp.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace quarry::bench {
+namespace {
+
+std::vector<std::unique_ptr<faiss::Index>> make_indexes(const Workload& w, bool fast_scan) {
+  const IndexerConfig& c = w.config;
+  const auto d = static_cast<std::size_t>(c.head_dim);
+  const std::vector<float> keys = normal(static_cast<std::size_t>(w.length) * d, 1);
+  std::vector<std::unique_ptr<faiss::Index>> indexes;
+  for (std::int32_t head = 0; head < c.num_kv_heads; ++head) {
+    std::unique_ptr<faiss::Index> index;
+    if (fast_scan) {
+      index = std::make_unique<faiss::IndexPQFastScan>(c.head_dim, c.num_subspaces, c.bits,
+                                                       faiss::METRIC_INNER_PRODUCT);
+    } else {
+      index = std::make_unique<faiss::IndexPQ>(c.head_dim, c.num_subspaces, c.bits,
+                                               faiss::METRIC_INNER_PRODUCT);
+    }
+    // Trained on few keys: a codebook's quality does not change the search's cost.
+    index->train(64 << c.bits, keys.data());
+    index->add(w.length - c.sink_size - c.window_size, keys.data());
+    indexes.push_back(std::move(index));
+  }
+  return indexes;
+}
+
+void search(benchmark::State& state, const Workload& w, bool fast_scan) {
+  const auto indexes = make_indexes(w, fast_scan);
+  const auto d = static_cast<std::size_t>(w.config.head_dim);
+  const std::vector<float> queries = normal(indexes.size() * d, 2);
+  const auto k = static_cast<std::size_t>(w.config.heavy_size);
+  std::vector<float> scores(indexes.size() * k);
+  std::vector<std::int64_t> labels(scores.size());
+  for ([[maybe_unused]] auto _ : state) {
+    const double begin = omp_get_wtime();
+#pragma omp parallel for schedule(dynamic, 1)
+    for (std::size_t head = 0; head < indexes.size(); ++head) {
+      indexes[head]->search(1, queries.data() + head * d, static_cast<std::int64_t>(k),
+                            scores.data() + head * k, labels.data() + head * k);
+    }
+    benchmark::DoNotOptimize(labels.data());
+    state.SetIterationTime(omp_get_wtime() - begin);
+  }
+}
+
+}  // namespace
+
+void add_faiss(const Workload& workload, bool fast_scan) {
+  const std::string name = std::string("next/") + workload.name +
+                           (fast_scan ? "/faiss_IndexPQFastScan/cpu" : "/faiss_IndexPQ/cpu");
+  benchmark::RegisterBenchmark(
+      name.c_str(),
+      [workload, fast_scan](benchmark::State& state) { search(state, workload, fast_scan); })
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
+}
+
+}  // namespace quarry::bench
+#else
+namespace quarry::bench {
+void add_faiss(const Workload&, bool) {}
+}  // namespace quarry::bench
+#endif

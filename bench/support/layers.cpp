@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/layers.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "half.h"
+
+namespace quarry::bench {
+namespace {
+
+using tools::DeviceMemory;
+using tools::DeviceQueue;
+
+}  // namespace
+
+Workload original() {
+  IndexerConfig c;
+  c.max_seq_len = 32768;
+  return {"original", c, 32000, DType::float16};
+}
+
+Workload codes_of(std::int32_t m, std::int32_t b) {
+  Workload w = original();
+  w.name = m == 8 ? "m8_b4" : "m16_b4";
+  w.config.num_subspaces = m;
+  w.config.bits = b;
+  return w;
+}
+
+Workload gqa_128k() {
+  IndexerConfig c;
+  c.num_kv_heads = 8;
+  c.max_seq_len = 131072;
+  return {"gqa_32_8_128k", c, 131072, DType::bfloat16};
+}
+
+Workload rows_256() {
+  IndexerConfig c;
+  c.max_sequences = 8;
+  c.max_seq_len = 131072;
+  c.heavy_size = 1024;
+  return {"rows_256_128k", c, 131072, DType::bfloat16};
+}
+
+Workload recommended(std::int32_t sequences) {
+  IndexerConfig c = IndexerConfig::recommended(128);
+  c.num_kv_heads = 8;
+  c.max_sequences = sequences;
+  c.max_seq_len = 131072;
+  c.heavy_size = 256;
+  return {sequences == 1 ? "recommended_b1_128k" : "recommended_b8_128k", c, 131072,
+          DType::bfloat16};
+}
+
+Workload calibrated_32k() {
+  IndexerConfig c = IndexerConfig::recommended(128);
+  c.max_seq_len = 32768;
+  return {"calibrated_m16_b4", c, 32768, DType::bfloat16};
+}
+
+Workload prefill(Workload workload) {
+  workload.length = workload.config.max_seq_len;
+  workload.dtype = DType::bfloat16;
+  return workload;
+}
+
+std::vector<float> normal(std::size_t count, unsigned seed) {
+  // Sums of four 16-bit uniforms: as good as normal for a benchmark, and quick.
+  std::mt19937_64 random(seed);
+  std::vector<float> values(count);
+  for (float& value : values) {
+    const std::uint64_t bits = random();
+    const std::uint64_t sum =
+        (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
+    value = (static_cast<float>(sum) - 131070.0f) / 37837.0f;
+  }
+  return values;
+}
+
+std::vector<std::byte> narrowed(const std::vector<float>& values, DType dtype) {
+  std::vector<std::byte> bytes(values.size() * static_cast<std::size_t>(dtype_size(dtype)));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    store_element(bytes.data(), dtype, static_cast<std::int64_t>(i), values[i]);
+  }
+  return bytes;
+}
+
+Layer::Layer(const Workload& workload, Backend backend, DeviceQueue& queue, unsigned seed) {
+  status_ = fill(workload, backend, queue, seed);
+}
+
+Status Layer::fill(const Workload& workload, Backend backend, DeviceQueue& queue, unsigned seed) {
+  const IndexerConfig& c = workload.config;
+  const Device device{backend, 0};
+  MemoryRequirements need;
+  if (Status s = memory_requirements(c, backend, &need); !s.ok()) return s;
+  memory_.reserve(32);  // references into it are handed out
+  const auto device_bytes = [&](std::size_t bytes) -> DeviceMemory& {
+    memory_.emplace_back(queue, bytes);
+    return memory_.back();
+  };
+  Resources resources;
+  resources.index_memory = index_memory_ = device_bytes(need.index_bytes).as<void>();
+  resources.index_memory_bytes = need.index_bytes;
+  if (Status s = Indexer::create(c, device, resources, &indexer_); !s.ok()) return s;
+  const auto put = [&](const void* data, std::size_t bytes) {
+    DeviceMemory& m = device_bytes(bytes);
+    m.upload(data, bytes);
+    return m.as<void>();
+  };
+  const auto put_floats = [&](std::size_t count, unsigned s) {
+    const std::vector<float> values = normal(count, s);
+    return static_cast<const float*>(put(values.data(), count * sizeof(float)));
+  };
+  const auto d = static_cast<std::size_t>(c.head_dim);
+  const auto heads = static_cast<std::size_t>(c.num_kv_heads);
+  const auto sequences = static_cast<std::size_t>(c.max_sequences);
+  const auto positions = static_cast<std::size_t>(c.max_seq_len);
+
+  // Keys [sequence][position][head][d], a random stretch repeated: 2 GB of random numbers
+  // would take longer to make than to use.
+  const std::size_t row = heads * d;
+  const std::size_t stretch = std::min<std::size_t>(positions, 4093);
+  const std::vector<std::byte> part = narrowed(normal(stretch * row, seed), workload.dtype);
+  const std::size_t row_bytes = part.size() / stretch;
+  DeviceMemory& cache = device_bytes(sequences * positions * row_bytes);
+  for (std::size_t at = 0; at < sequences * positions; at += stretch) {
+    const std::size_t count = std::min(stretch, sequences * positions - at);
+    cache.upload(part.data(), count * row_bytes, at * row_bytes);
+  }
+  args_.keys.data = cache.as<void>();
+  args_.keys.dtype = workload.dtype;
+  args_.keys.head_stride = c.head_dim;
+  args_.keys.slot_stride = static_cast<std::int64_t>(row);
+  args_.keys.page_stride = static_cast<std::int64_t>(positions * row);
+
+  CodebookArgs books;
+  books.codebooks = put_floats(heads * d << c.bits, seed + 1);
+  std::vector<float> identity(heads * d * d);
+  for (std::size_t i = 0; i < heads * d; ++i) identity[i * d + i % d] = 1.0f;
+  if (c.rotation) {
+    books.rotation =
+        static_cast<const float*>(put(identity.data(), identity.size() * sizeof(float)));
+    books.query_rotation = books.rotation;
+  }
+  if (Status s = indexer_.set_codebook(books, queue.stream()); !s.ok()) return s;
+
+  const std::size_t rows = sequences * static_cast<std::size_t>(c.num_query_heads);
+  const std::vector<std::byte> queries = narrowed(normal(rows * d, seed + 2), workload.dtype);
+  args_.queries.data = put(queries.data(), queries.size());
+  args_.queries.dtype = workload.dtype;
+  args_.queries.head_stride = c.head_dim;
+  args_.queries.token_stride = args_.queries.batch_stride =
+      std::int64_t{c.num_query_heads} * c.head_dim;
+
+  const std::vector<std::int32_t> lengths(sequences, workload.length);
+  args_.batch.batch_size = c.max_sequences;
+  args_.batch.lengths =
+      static_cast<const std::int32_t*>(put(lengths.data(), sequences * sizeof(std::int32_t)));
+  args_.workspace = {device_bytes(need.next_workspace_bytes).as<void>(),
+                     need.next_workspace_bytes};
+  args_.index_stride = indexer_.max_list_length();
+  args_.indices = device_bytes(rows * static_cast<std::size_t>(args_.index_stride) * 4)
+                      .as<std::int32_t>();
+  args_.list_lengths = device_bytes(rows * 4).as<std::int32_t>();
+
+  AppendArgs append;
+  append.batch = args_.batch;
+  append.keys = args_.keys;
+  append.workspace = args_.workspace;
+  if (Status s = indexer_.append(append, queue.stream()); !s.ok()) return s;
+  queue.synchronize();
+  return {};
+}
+
+Status Layer::build(DeviceQueue& queue, bool retrain) {
+  MemoryRequirements need;
+  if (Status s = memory_requirements(indexer_.config(), indexer_.device().backend, &need);
+      !s.ok()) {
+    return s;
+  }
+  if (build_workspace_.size() < need.build_workspace_bytes) {
+    build_workspace_ = DeviceMemory(queue, need.build_workspace_bytes);
+  }
+  BuildArgs build;
+  build.length = indexer_.config().max_seq_len;
+  build.keys = args_.keys;
+  build.retrain = retrain;
+  build.workspace = {build_workspace_.as<void>(), build_workspace_.size()};
+  return indexer_.build(build, queue.stream());
+}
+
+Model::Model(const Workload& workload, Backend backend, DeviceQueue& queue) {
+  MemoryRequirements need;
+  if (!memory_requirements(workload.config, backend, &need).ok()) return;
+  const std::size_t count =
+      std::clamp<std::size_t>(2 * cache_bytes(backend) / need.index_bytes + 1, 1, 24);
+  layers.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    layers.emplace_back(workload, backend, queue, static_cast<unsigned>(i));
+  }
+}
+
+std::vector<Work> Model::steps() {
+  std::vector<Work> work;
+  for (Layer& layer : layers) {
+    work.emplace_back([&layer](DeviceQueue& queue) { return layer.next(queue); });
+  }
+  return work;
+}
+
+Status Model::status() const {
+  if (layers.empty()) return Status(StatusCode::invalid_argument, "the workload was refused");
+  for (const Layer& layer : layers) {
+    if (!layer.status().ok()) return layer.status();
+  }
+  return {};
+}
+
+void for_each_backend(const std::string& name,
+                      const std::function<void(benchmark::State&, Backend)>& run) {
+  for (const Backend backend : {Backend::cpu, Backend::cuda}) {
+    if (!backend_available(backend)) continue;
+    const std::string full = name + "/" + to_string(backend);
+    benchmark::RegisterBenchmark(full.c_str(),
+                                 [run, backend](benchmark::State& state) { run(state, backend); })
+        ->UseManualTime()
+        ->Unit(benchmark::kMicrosecond);
+  }
+}
+
+}  // namespace quarry::bench

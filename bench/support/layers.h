@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An Indexer with its cache, queries and outputs, filled and ready for a decode step.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "quarry/quarry.h"
+#include "support/timing.h"
+
+namespace quarry::bench {
+
+struct Workload {
+  const char* name;
+  IndexerConfig config;
+  std::int32_t length;  ///< n of every sequence
+  DType dtype;          ///< of keys and queries
+};
+
+/// The workloads that docs and README quote.
+Workload original();                         ///< 32 heads x 32000, m=2 b=6
+Workload codes_of(std::int32_t m, std::int32_t b);  ///< 32 heads x 32000
+Workload gqa_128k();                         ///< Hq 32, Hkv 8, 131072 positions, m=2 b=6
+Workload rows_256();                         ///< B=8, 32 heads, 131072 positions, K=1024
+Workload recommended(std::int32_t sequences);  ///< Hq 32, Hkv 8, 131072, K=256
+Workload calibrated_32k();                   ///< 32 heads x 32768, m=16 b=4, block 64, rotation
+Workload prefill(Workload workload);         ///< bfloat16 keys, max_seq_len of them
+
+/// One layer of a model. Keys are normal with unit variance; codebooks are drawn alike
+/// (a score's cost does not depend on their quality).
+class Layer {
+ public:
+  Layer(const Workload& workload, Backend backend, tools::DeviceQueue& queue, unsigned seed);
+
+  const Status& status() const noexcept { return status_; }
+  Indexer& indexer() noexcept { return indexer_; }
+  const NextArgs& args() const noexcept { return args_; }
+  void* index_memory() const noexcept { return index_memory_; }
+  /// A decode step at the workload's length, the newest key encoded anew.
+  Status next(tools::DeviceQueue& queue) { return indexer_.next(args_, queue.stream()); }
+  /// Prefill of slot 0; `retrain`: with k-means.
+  Status build(tools::DeviceQueue& queue, bool retrain);
+
+ private:
+  Status fill(const Workload& workload, Backend backend, tools::DeviceQueue& queue,
+              unsigned seed);
+
+  Indexer indexer_;
+  NextArgs args_;
+  void* index_memory_ = nullptr;
+  tools::DeviceMemory build_workspace_;
+  std::vector<tools::DeviceMemory> memory_;
+  Status status_;
+};
+
+/// As many layers as it takes for their codes to exceed twice the device's cache (1 on the
+/// CPU), as work to replay.
+struct Model {
+  Model(const Workload& workload, Backend backend, tools::DeviceQueue& queue);
+  std::vector<Work> steps();
+  Status status() const;
+
+  std::vector<Layer> layers;
+};
+
+/// Registers `run(state, backend)` for every backend that is there.
+void for_each_backend(const std::string& name,
+                      const std::function<void(benchmark::State&, Backend)>& run);
+
+/// Normal deviates of unit variance, the same for the same seed.
+std::vector<float> normal(std::size_t count, unsigned seed);
+/// `values` narrowed to `dtype`.
+std::vector<std::byte> narrowed(const std::vector<float>& values, DType dtype);
+
+}  // namespace quarry::bench

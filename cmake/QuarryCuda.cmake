@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# Decides QUARRY_HAS_CUDA and, where true, enables the CUDA language.
+
+# 12.8 is the first nvcc that knows every architecture of the default list.
+set(QUARRY_CUDA_MINIMUM 12.8)
+set(QUARRY_HAS_CUDA OFF)
+set(QUARRY_CUDA_REASON "QUARRY_CUDA is OFF")
+
+if(QUARRY_CUDA STREQUAL "AUTO")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(QUARRY_CUDA_REASON "no nvcc found")
+  else()
+    execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --version
+                    OUTPUT_VARIABLE nvcc_output ERROR_QUIET)
+    string(REGEX MATCH "release ([0-9]+\\.[0-9]+)" _ "${nvcc_output}")
+    if("${CMAKE_MATCH_1}" VERSION_LESS QUARRY_CUDA_MINIMUM)
+      set(QUARRY_CUDA_REASON
+          "${CMAKE_CUDA_COMPILER} is release '${CMAKE_MATCH_1}', older than ${QUARRY_CUDA_MINIMUM}")
+    else()
+      set(QUARRY_HAS_CUDA ON)
+    endif()
+  endif()
+elseif(QUARRY_CUDA)
+  set(QUARRY_HAS_CUDA ON)
+endif()
+
+if(QUARRY_HAS_CUDA)
+  # Real code for each architecture, and PTX of the last for devices newer than all.
+  set(architectures ${QUARRY_CUDA_ARCHITECTURES})
+  list(POP_BACK architectures newest)
+  list(TRANSFORM architectures APPEND "-real")
+  set(CMAKE_CUDA_ARCHITECTURES ${architectures} ${newest})
+  # The library names CUDA::cudart_static itself, so that consumers without the CUDA
+  # language link it too.
+  set(CMAKE_CUDA_RUNTIME_LIBRARY None)
+  enable_language(CUDA)
+  # CMake before 3.26 does not know that nvcc has C++20.
+  if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+  endif()
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS QUARRY_CUDA_MINIMUM)
+    message(FATAL_ERROR "quarry: CUDA needs nvcc ${QUARRY_CUDA_MINIMUM} or later, "
+                        "${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}")
+  endif()
+  find_package(CUDAToolkit REQUIRED)
+  message(STATUS "quarry: CUDA backend ON (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, "
+                 "architectures ${QUARRY_CUDA_ARCHITECTURES})")
+else()
+  message(STATUS "quarry: CUDA backend OFF (${QUARRY_CUDA_REASON})")
+endif()

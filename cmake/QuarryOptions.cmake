@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+# What a user of the build can choose.
+
+# PROJECT_IS_TOP_LEVEL would be false under add_subdirectory: an engine that brings quarry
+# in as a subdirectory gets the library alone.
+option(QUARRY_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
+option(QUARRY_BUILD_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
+option(QUARRY_BUILD_TOOLS "Build quarry-replay" ${PROJECT_IS_TOP_LEVEL})
+option(QUARRY_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
+option(QUARRY_INSTALL "Generate install rules" ${PROJECT_IS_TOP_LEVEL})
+option(QUARRY_WERROR "Treat warnings as errors" OFF)
+option(QUARRY_COVERAGE "Instrument for gcov" OFF)
+set(QUARRY_SANITIZE "" CACHE STRING "Sanitizers: address,undefined or thread")
+set(QUARRY_CUDA AUTO CACHE STRING "CUDA backend: ON, OFF or AUTO (where nvcc 12.8 or later is found)")
+set_property(CACHE QUARRY_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(QUARRY_CUDA_ARCHITECTURES "80;86;89;90;100;120"
+    CACHE STRING "Compute capabilities to build; the last one also as PTX for newer devices")
+
+if(PROJECT_IS_TOP_LEVEL)
+  if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+  endif()
+  set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+  set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
+endif()

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Wide loads of keys and queries into float registers.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "half.h"
+#include "params.h"
+
+namespace quarry::cuda {
+
+/// Storage types of the three element types; converting constructors of cuda_fp16.h are not
+/// wanted here, bit patterns are.
+struct Float32 {
+  using Bits = float;
+  static __device__ __forceinline__ float widen(Bits v) { return v; }
+};
+struct Float16 {
+  using Bits = std::uint16_t;
+  static __device__ __forceinline__ float widen(Bits v) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+    return f;
+  }
+};
+struct BFloat16 {
+  using Bits = std::uint16_t;
+  static __device__ __forceinline__ float widen(Bits v) {
+    return __uint_as_float(static_cast<std::uint32_t>(v) << 16);
+  }
+};
+
+/// Calls f(Float32{}), f(Float16{}) or f(BFloat16{}).
+template <typename F>
+auto with_dtype(DType dtype, F&& f) {
+  if (dtype == DType::float32) return f(Float32{});
+  if (dtype == DType::float16) return f(Float16{});
+  return f(BFloat16{});
+}
+
+/// True where base and every stride (in elements) are multiples of 16 bytes, so that rows
+/// may be read 16 bytes at a time.
+inline bool is_wide(const void* base, DType dtype, std::initializer_list<std::int64_t> strides) {
+  std::uint64_t all = reinterpret_cast<std::uintptr_t>(base);
+  for (const std::int64_t s : strides) all |= static_cast<std::uint64_t>(s * dtype_size(dtype));
+  return all % 16 == 0;
+}
+
+/// Eight consecutive elements, widened. `wide`: p is aligned to 16 bytes.
+template <typename E>
+__device__ __forceinline__ void load8(const typename E::Bits* __restrict__ p, bool wide,
+                                      float (&v)[8]) {
+  if constexpr (sizeof(typename E::Bits) == 4) {
+    if (wide) {
+      const float4 a = __ldg(reinterpret_cast<const float4*>(p));
+      const float4 b = __ldg(reinterpret_cast<const float4*>(p) + 1);
+      v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+      v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] = __ldg(p + i);
+    }
+  } else {
+    if (wide) {
+      const uint4 a = __ldg(reinterpret_cast<const uint4*>(p));
+      const std::uint32_t words[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        v[2 * i] = E::widen(static_cast<std::uint16_t>(words[i]));
+        v[2 * i + 1] = E::widen(static_cast<std::uint16_t>(words[i] >> 16));
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] = E::widen(__ldg(p + i));
+    }
+  }
+}
+
+}  // namespace quarry::cuda
