@@ -97,10 +97,25 @@ bool device_present() noexcept {
 }
 
 const Stages stages = {
-    encode,   train, score, mask,  select,   refine,
-    emit,     set_codebook, truncate, reset, codes, codebook,
-    select_scratch_bytes, train_scratch_bytes,
-    open,     allocate, release, zero,
+    encode,
+    train,
+    score,
+    mask,
+    select,
+    refine,
+    emit,
+    set_codebook,
+    truncate,
+    reset,
+    codes,
+    codebook,
+    select_scratch_bytes,
+    train_scratch_bytes,
+    /*train_is_synchronous=*/false,
+    open,
+    allocate,
+    release,
+    zero,
 };
 
 }  // namespace quarry::cuda

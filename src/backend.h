@@ -37,6 +37,9 @@ struct Stages {
                                       std::int32_t max_candidates) noexcept;
   std::size_t (*train_scratch_bytes)(const IndexView&, std::int32_t max_samples) noexcept;
 
+  /// train() returns only once it is known whether it succeeded.
+  bool train_is_synchronous;
+
   /// create(): checks the device, fills what Launch needs, allocates, zeroes on no stream.
   Status (*open)(std::int32_t ordinal, std::int32_t num_threads, Launch*) noexcept;
   Status (*allocate)(std::size_t bytes, void** out) noexcept;

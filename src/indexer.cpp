@@ -117,7 +117,10 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
   step.states = buffers.states;
   step.device_status = args.device_status;
 
-  if (im.plan.trains && (args.retrain || !slot.built)) {
+  // A slot whose training may have failed on the device is trained again where it has.
+  const std::int32_t positions = encoded_positions(im.plan.view, args.length);
+  const bool uncertain = slot.built && !slot.certain && positions >= im.plan.view.ksub;
+  if (im.plan.trains && (args.retrain || !slot.built || uncertain)) {
     if (args.rotation != nullptr) {
       // Nothing reads the slot's rotations before it has a codebook, so this is no change yet.
       const SetCodebookParams rotations{im.plan.view, args.slot,     nullptr,
@@ -128,11 +131,13 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
     train.index = im.plan.view;
     train.step = step;
     train.keys = args.keys;
+    train.keep_codebook = !args.retrain && slot.built;
     train.iterations = im.config.kmeans_iterations;
     train.seed = im.config.seed;
-    train.num_positions = encoded_positions(im.plan.view, args.length);
+    train.num_positions = positions;
     if (train.max_samples > train.num_positions) train.max_samples = train.num_positions;
     if (Status s = im.stages->train(train, l); !s.ok()) return s;
+    slot.certain = im.stages->train_is_synchronous || (slot.built && slot.certain);
     slot.built = true;
     slot.rotation = slot.rotation || args.rotation != nullptr;
   }
@@ -180,7 +185,7 @@ Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
   if (Status s = im.stages->set_codebook(params, im.on(stream)); !s.ok()) return s;
   for (std::int32_t slot = 0; slot < im.config.max_sequences; ++slot) {
     if (args.slot == -1 || args.slot == slot) {
-      im.slots[static_cast<std::size_t>(slot)] = {true, im.config.rotation, false};
+      im.slots[static_cast<std::size_t>(slot)] = {true, im.config.rotation, true, false};
     }
   }
   return {};

@@ -99,6 +99,9 @@ struct TrainParams {
   IndexView index;
   StepView step;
   KeyView keys;
+  /// Leave a slot that has a codebook as it is: what the host could not know, since on CUDA
+  /// an earlier training may have failed on the device.
+  bool keep_codebook;
   std::int32_t iterations;
   std::uint64_t seed;
   std::int32_t num_positions;  ///< encoded positions, finite or not

@@ -11,6 +11,7 @@ namespace quarry {
 struct HostSlot {
   bool built = false;     ///< set_codebook() or build() gave it a codebook
   bool rotation = false;  ///< and rotations
+  bool certain = false;   ///< that `built` holds on the device: training may fail there
   bool marked = false;    ///< scratch of check_batch(), which leaves it false
 };
 

@@ -87,11 +87,32 @@ std::vector<std::byte> narrowed(const std::vector<float>& values, DType dtype) {
   return bytes;
 }
 
-Layer::Layer(const Workload& workload, Backend backend, DeviceQueue& queue, unsigned seed) {
-  status_ = fill(workload, backend, queue, seed);
+KeyCache::KeyCache(const Workload& workload, DeviceQueue& queue) {
+  const IndexerConfig& c = workload.config;
+  const auto rows =
+      static_cast<std::size_t>(c.max_sequences) * static_cast<std::size_t>(c.max_seq_len);
+  const auto row = static_cast<std::size_t>(c.num_kv_heads) * static_cast<std::size_t>(c.head_dim);
+  const std::size_t stretch = std::min<std::size_t>(rows, 32768);
+  const std::vector<std::byte> part = narrowed(normal(stretch * row, 1), workload.dtype);
+  const std::size_t row_bytes = part.size() / stretch;
+  memory_ = DeviceMemory(queue, rows * row_bytes);
+  for (std::size_t at = 0; at < rows; at += stretch) {
+    memory_.upload(part.data(), std::min(stretch, rows - at) * row_bytes, at * row_bytes);
+  }
+  view_.data = memory_.as<void>();
+  view_.dtype = workload.dtype;
+  view_.head_stride = c.head_dim;
+  view_.slot_stride = static_cast<std::int64_t>(row);
+  view_.page_stride = static_cast<std::int64_t>(row) * c.max_seq_len;
 }
 
-Status Layer::fill(const Workload& workload, Backend backend, DeviceQueue& queue, unsigned seed) {
+Layer::Layer(const Workload& workload, Backend backend, const KeyCache& keys, DeviceQueue& queue,
+             unsigned seed) {
+  status_ = fill(workload, backend, keys, queue, seed);
+}
+
+Status Layer::fill(const Workload& workload, Backend backend, const KeyCache& keys,
+                   DeviceQueue& queue, unsigned seed) {
   const IndexerConfig& c = workload.config;
   const Device device{backend, 0};
   MemoryRequirements need;
@@ -117,24 +138,8 @@ Status Layer::fill(const Workload& workload, Backend backend, DeviceQueue& queue
   const auto d = static_cast<std::size_t>(c.head_dim);
   const auto heads = static_cast<std::size_t>(c.num_kv_heads);
   const auto sequences = static_cast<std::size_t>(c.max_sequences);
-  const auto positions = static_cast<std::size_t>(c.max_seq_len);
 
-  // Keys [sequence][position][head][d], a random stretch repeated: 2 GB of random numbers
-  // would take longer to make than to use.
-  const std::size_t row = heads * d;
-  const std::size_t stretch = std::min<std::size_t>(positions, 4093);
-  const std::vector<std::byte> part = narrowed(normal(stretch * row, seed), workload.dtype);
-  const std::size_t row_bytes = part.size() / stretch;
-  DeviceMemory& cache = device_bytes(sequences * positions * row_bytes);
-  for (std::size_t at = 0; at < sequences * positions; at += stretch) {
-    const std::size_t count = std::min(stretch, sequences * positions - at);
-    cache.upload(part.data(), count * row_bytes, at * row_bytes);
-  }
-  args_.keys.data = cache.as<void>();
-  args_.keys.dtype = workload.dtype;
-  args_.keys.head_stride = c.head_dim;
-  args_.keys.slot_stride = static_cast<std::int64_t>(row);
-  args_.keys.page_stride = static_cast<std::int64_t>(positions * row);
+  args_.keys = keys.view();
 
   CodebookArgs books;
   books.codebooks = put_floats(heads * d << c.bits, seed + 1);
@@ -192,14 +197,15 @@ Status Layer::build(DeviceQueue& queue, bool retrain) {
   return indexer_.build(build, queue.stream());
 }
 
-Model::Model(const Workload& workload, Backend backend, DeviceQueue& queue) {
+Model::Model(const Workload& workload, Backend backend, DeviceQueue& queue)
+    : keys(workload, queue) {
   MemoryRequirements need;
   if (!memory_requirements(workload.config, backend, &need).ok()) return;
   const std::size_t count =
       std::clamp<std::size_t>(2 * cache_bytes(backend) / need.index_bytes + 1, 1, 24);
   layers.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
-    layers.emplace_back(workload, backend, queue, static_cast<unsigned>(i));
+    layers.emplace_back(workload, backend, keys, queue, static_cast<unsigned>(i));
   }
 }
 

@@ -27,11 +27,26 @@ Workload recommended(std::int32_t sequences);  ///< Hq 32, Hkv 8, 131072, K=256
 Workload calibrated_32k();                   ///< 32 heads x 32768, m=16 b=4, block 64, rotation
 Workload prefill(Workload workload);         ///< bfloat16 keys, max_seq_len of them
 
+/// The raw keys of a workload, which all its layers share: it is their codes that are read
+/// whole at every step. [sequence][position][head][d]; normal keys, a random stretch of them
+/// repeated where the cache is large (2 GB of random numbers would take longer to make than
+/// to use).
+class KeyCache {
+ public:
+  KeyCache(const Workload& workload, tools::DeviceQueue& queue);
+  const KeyView& view() const noexcept { return view_; }
+
+ private:
+  tools::DeviceMemory memory_;
+  KeyView view_;
+};
+
 /// One layer of a model. Keys are normal with unit variance; codebooks are drawn alike
 /// (a score's cost does not depend on their quality).
 class Layer {
  public:
-  Layer(const Workload& workload, Backend backend, tools::DeviceQueue& queue, unsigned seed);
+  Layer(const Workload& workload, Backend backend, const KeyCache& keys,
+        tools::DeviceQueue& queue, unsigned seed);
 
   const Status& status() const noexcept { return status_; }
   Indexer& indexer() noexcept { return indexer_; }
@@ -43,8 +58,8 @@ class Layer {
   Status build(tools::DeviceQueue& queue, bool retrain);
 
  private:
-  Status fill(const Workload& workload, Backend backend, tools::DeviceQueue& queue,
-              unsigned seed);
+  Status fill(const Workload& workload, Backend backend, const KeyCache& keys,
+              tools::DeviceQueue& queue, unsigned seed);
 
   Indexer indexer_;
   NextArgs args_;
@@ -61,6 +76,7 @@ struct Model {
   std::vector<Work> steps();
   Status status() const;
 
+  KeyCache keys;
   std::vector<Layer> layers;
 };
 

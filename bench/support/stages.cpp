@@ -6,7 +6,7 @@
 namespace quarry::bench {
 
 StageBench::StageBench(const Workload& workload, Backend backend, tools::DeviceQueue& queue)
-    : layer_(workload, backend, queue, 1), stages_(stages_of(backend)) {
+    : keys_(workload, queue), layer_(workload, backend, keys_, queue, 1), stages_(stages_of(backend)) {
   if (status_ = layer_.status(); !status_.ok()) return;
   if (status_ = stages_->open(0, 0, &launch_); !status_.ok()) return;
   if (status_ = layer_.next(queue); !status_.ok()) return;
@@ -42,7 +42,8 @@ void add_prefill(const char* name, const Workload& workload, bool retrain) {
   for_each_backend(std::string(name) + "/" + workload.name,
                    [workload, retrain](benchmark::State& state, Backend backend) {
                      tools::DeviceQueue queue({backend, 0});
-                     Layer layer(workload, backend, queue, 1);
+                     const KeyCache keys(workload, queue);
+                     Layer layer(workload, backend, keys, queue, 1);
                      if (!layer.status().ok()) {
                        state.SkipWithError(layer.status().detail());
                        return;

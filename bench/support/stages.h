@@ -24,6 +24,7 @@ class StageBench {
   Layer& layer() noexcept { return layer_; }
 
  private:
+  KeyCache keys_;
   Layer layer_;
   const Stages* stages_;
   Launch launch_;

@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kThreads) truncate_kernel(TruncateParams p) {
   wait_for_predecessor();
   let_successor_start();
   const IndexView& ix = p.index;
-  for (std::int32_t i = static_cast<std::int32_t>(blockIdx.x * kThreads + threadIdx.x);
-       i < p.count; i += static_cast<std::int32_t>(gridDim.x) * kThreads) {
+  for (std::int32_t i = static_cast<std::int32_t>(blockIdx.x * kThreads + threadIdx.x); i < p.count;
+       i += static_cast<std::int32_t>(gridDim.x) * kThreads) {
     const std::int32_t slot = p.slots == nullptr ? i : p.slots[i];
     if (slot < 0 || slot >= ix.max_sequences) continue;
     const std::int32_t length = p.lengths[i];
@@ -145,8 +145,7 @@ Status reset(const ResetParams& p, const Launch& launch) noexcept {
 }
 
 Status codes(const CodesParams& p, const Launch& launch) noexcept {
-  const std::int64_t total =
-      std::int64_t{p.count} * p.index.num_kv_heads * p.index.num_subspaces;
+  const std::int64_t total = std::int64_t{p.count} * p.index.num_kv_heads * p.index.num_subspaces;
   return launch_kernel<codes_kernel>("codes", launch, blocks_for(total, kThreads, 4096), kThreads,
                                      0, p);
 }

@@ -54,6 +54,7 @@ const Stages stages = {
     .codebook = codebook,
     .select_scratch_bytes = select_scratch_bytes,
     .train_scratch_bytes = train_scratch_bytes,
+    .train_is_synchronous = true,
     .open = open,
     .allocate = allocate,
     .release = release,
