@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// calibrate(): what the rotation must be, checked from its definition, and what is refused.
+#include "quarry/calibrate.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace quarry {
+namespace {
+
+/// Correlated keys that drift, and correlated queries of another covariance.
+struct Data {
+  static constexpr std::int32_t kHkv = 2, kHq = 4, kD = 16;
+  std::vector<float> keys, queries;
+
+  explicit Data(std::int32_t n = 2100, std::int32_t num_queries = 300) {
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal;
+    keys.resize(static_cast<std::size_t>(n * kHkv * kD));
+    queries.resize(static_cast<std::size_t>(num_queries * kHq * kD));
+    fill(&keys, 0.7f, &normal, &random);
+    fill(&queries, 1.3f, &normal, &random);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      keys[i] += 3.0f * std::sin(static_cast<float>(i / (kHkv * kD)) * 1e-3f);
+    }
+  }
+
+  static void fill(std::vector<float>* out, float power, std::normal_distribution<float>* normal,
+                   std::mt19937* random) {
+    for (std::size_t i = 0; i < out->size(); i += kD) {
+      float shared = (*normal)(*random);
+      for (std::int32_t j = 0; j < kD; ++j) {
+        const float scale = std::pow(static_cast<float>(j + 1), -power);
+        (*out)[i + static_cast<std::size_t>(j)] = scale * (*normal)(*random) + 0.2f * shared;
+      }
+    }
+  }
+
+  CalibrationTrace trace() const {
+    CalibrationTrace t;
+    t.keys = {keys.data(), DType::float32, static_cast<std::int64_t>(keys.size()) / (kHkv * kD),
+              kHkv * kD, kD};
+    t.queries.push_back({queries.data(), DType::float32,
+                         static_cast<std::int64_t>(queries.size()) / (kHq * kD), kHq * kD, kD});
+    return t;
+  }
+
+  static IndexerConfig config() {
+    IndexerConfig c;
+    c.num_query_heads = kHq;
+    c.num_kv_heads = kHkv;
+    c.head_dim = kD;
+    c.num_subspaces = 4;
+    c.bits = 4;
+    c.block_size = 16;
+    c.sink_size = 8;
+    c.window_size = 16;
+    c.heavy_size = 16;
+    c.rotation = true;
+    return c;
+  }
+};
+
+Calibration must(const IndexerConfig& c, const std::vector<CalibrationTrace>& traces,
+                 std::int32_t threads = 2) {
+  Calibration out;
+  CalibrationOptions options;
+  options.num_threads = threads;
+  const Status s = calibrate(c, traces, options, &out);
+  EXPECT_TRUE(s.ok()) << s.detail();
+  return out;
+}
+
+double at(const std::vector<float>& m, std::int32_t head, std::int32_t i, std::int32_t j) {
+  return m[static_cast<std::size_t>((head * Data::kD + i) * Data::kD + j)];
+}
+
+TEST(Calibrate, QueryRotationIsTheInverseTranspose) {
+  const Data data;
+  const Calibration c = must(Data::config(), {data.trace()});
+  for (std::int32_t h = 0; h < Data::kHkv; ++h) {
+    for (std::int32_t i = 0; i < Data::kD; ++i) {
+      for (std::int32_t j = 0; j < Data::kD; ++j) {
+        double product = 0;  // (R . Q^T)_ij, so that x' . q' = x . q
+        for (std::int32_t k = 0; k < Data::kD; ++k) {
+          product += at(c.rotation, h, i, k) * at(c.query_rotation, h, j, k);
+        }
+        EXPECT_NEAR(product, i == j ? 1.0 : 0.0, 2e-5) << h << " " << i << " " << j;
+      }
+    }
+  }
+}
+
+TEST(Calibrate, RotatedQueriesAreWhite) {
+  // Then the squared error of a rotated residual is the expected squared error of q.k.
+  const Data data;
+  const Calibration c = must(Data::config(), {data.trace()});
+  constexpr std::int32_t kGroup = Data::kHq / Data::kHkv;
+  for (std::int32_t h = 0; h < Data::kHkv; ++h) {
+    std::vector<double> moment(Data::kD * Data::kD);
+    const std::size_t rows = data.queries.size() / (Data::kHq * Data::kD);
+    for (std::size_t r = 0; r < rows * kGroup; ++r) {
+      const std::size_t head = static_cast<std::size_t>(h) * kGroup + r % kGroup;
+      const float* q = data.queries.data() + (r / kGroup * Data::kHq + head) * Data::kD;
+      double rotated[Data::kD] = {};
+      for (std::int32_t j = 0; j < Data::kD; ++j) {
+        for (std::int32_t i = 0; i < Data::kD; ++i) {
+          rotated[j] += q[i] * at(c.query_rotation, h, i, j);
+        }
+      }
+      for (std::size_t i = 0; i < Data::kD; ++i) {
+        for (std::size_t j = 0; j < Data::kD; ++j) {
+          moment[i * Data::kD + j] += rotated[i] * rotated[j] / static_cast<double>(rows * kGroup);
+        }
+      }
+    }
+    for (std::size_t i = 0; i < Data::kD; ++i) {
+      for (std::size_t j = 0; j < Data::kD; ++j) {
+        EXPECT_NEAR(moment[i * Data::kD + j], i == j ? 1.0 : 0.0, 1e-3) << i << " " << j;
+      }
+    }
+  }
+}
+
+TEST(Calibrate, ThreadsAndRepetitionLeaveTheBytes) {
+  const Data data;
+  const Calibration one = must(Data::config(), {data.trace()}, 1);
+  for (const std::int32_t threads : {1, 2, 5}) {
+    const Calibration other = must(Data::config(), {data.trace()}, threads);
+    ASSERT_EQ(one.codebooks.size(), other.codebooks.size());
+    EXPECT_EQ(0, std::memcmp(one.codebooks.data(), other.codebooks.data(),
+                             one.codebooks.size() * sizeof(float)));
+    EXPECT_EQ(0, std::memcmp(one.rotation.data(), other.rotation.data(),
+                             one.rotation.size() * sizeof(float)));
+  }
+}
+
+TEST(Calibrate, HeldOutErrorIsNearTheTrainedOne) {
+  const Data data(8000);
+  const Calibration c = must(Data::config(), {data.trace()});
+  EXPECT_GT(c.train_error, 0.0);
+  EXPECT_LT(c.train_error, 0.5);
+  EXPECT_NEAR(c.held_out_error, c.train_error, 0.05);
+  EXPECT_EQ(c.keys, 8000 / 16 * 16 - 8);
+  EXPECT_EQ(c.queries, 600);
+}
+
+TEST(Calibrate, SeveralTracesCountTogether) {
+  const Data a(900), b(1300);
+  const Calibration c = must(Data::config(), {a.trace(), b.trace()});
+  EXPECT_EQ(c.keys, 900 / 16 * 16 - 8 + 1300 / 16 * 16 - 8);
+  EXPECT_EQ(c.queries, 2 * 600);
+}
+
+TEST(Calibrate, KeysBelowEncodeFromAndOfTheLastBlockStayOut) {
+  Data data(2100);
+  const Calibration clean = must(Data::config(), {data.trace()});
+  const std::size_t row = Data::kHkv * Data::kD;
+  for (std::size_t i = 0; i < 8 * row; ++i) data.keys[i] = 1e6f;
+  for (std::size_t i = 2096 * row; i < data.keys.size(); ++i) data.keys[i] = -1e6f;
+  const Calibration other = must(Data::config(), {data.trace()});
+  EXPECT_EQ(clean.codebooks, other.codebooks);
+  EXPECT_EQ(clean.rotation, other.rotation);
+}
+
+TEST(Calibrate, NonFiniteKeysAndQueriesStayOut) {
+  Data data(3000);
+  const std::size_t row = Data::kHkv * Data::kD;
+  data.keys[100 * row + 3] = std::numeric_limits<float>::quiet_NaN();
+  data.keys[700 * row + 20] = std::numeric_limits<float>::infinity();
+  data.queries[5] = std::numeric_limits<float>::quiet_NaN();
+  const Calibration c = must(Data::config(), {data.trace()});
+  for (const std::vector<float>* values : {&c.codebooks, &c.rotation, &c.query_rotation}) {
+    for (const float value : *values) ASSERT_TRUE(std::isfinite(value));
+  }
+}
+
+TEST(Calibrate, InnerProductBringsPhi) {
+  const Data data;
+  IndexerConfig config = Data::config();
+  config.metric = Metric::inner_product;
+  const Calibration c = must(config, {data.trace()});
+  EXPECT_EQ(c.phi.size(), 8u);
+  EXPECT_EQ(c.codebooks.size(), std::size_t{2 * 4 * 16 * 5});
+  for (const float phi : c.phi) EXPECT_GT(phi, 0.0f);
+}
+
+TEST(Calibrate, WithoutRotationNeedsNoQueries) {
+  const Data data;
+  IndexerConfig config = Data::config();
+  config.rotation = false;
+  CalibrationTrace trace = data.trace();
+  trace.queries.clear();
+  const Calibration c = must(config, {trace});
+  EXPECT_TRUE(c.rotation.empty());
+  EXPECT_TRUE(c.query_rotation.empty());
+}
+
+TEST(Calibrate, RefusesByName) {
+  const Data data;
+  Calibration out;
+  const auto refused = [&](const IndexerConfig& c, const std::vector<CalibrationTrace>& traces,
+                           StatusCode code, const char* word) {
+    const Status s = calibrate(c, traces, {}, &out);
+    EXPECT_EQ(s.code(), code) << s.detail();
+    EXPECT_NE(std::string(s.detail()).find(word), std::string::npos) << s.detail();
+    EXPECT_TRUE(out.codebooks.empty());
+  };
+  CalibrationTrace trace = data.trace();
+  refused(Data::config(), {}, StatusCode::invalid_argument, "traces");
+  trace.queries.clear();
+  refused(Data::config(), {trace}, StatusCode::invalid_argument, "queries");
+  trace = data.trace();
+  trace.keys.row_stride = 8;
+  refused(Data::config(), {trace}, StatusCode::invalid_argument, "keys");
+  trace = data.trace();
+  trace.keys.data = nullptr;
+  refused(Data::config(), {trace}, StatusCode::invalid_argument, "keys");
+  trace = data.trace();
+  trace.keys.count = 20;
+  refused(Data::config(), {trace}, StatusCode::too_few_keys, "ksub");
+  IndexerConfig config = Data::config();
+  config.bits = 9;
+  refused(config, {data.trace()}, StatusCode::invalid_argument, "bits");
+  EXPECT_EQ(calibrate(Data::config(), {data.trace()}, {}, nullptr).code(),
+            StatusCode::invalid_argument);
+}
+
+}  // namespace
+}  // namespace quarry

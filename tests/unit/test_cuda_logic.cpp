@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CUDA backend's plain arithmetic, which decides what is encoded and trained on, checked
+// where there is no GPU.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "encode/bound.h"
+#include "encode/tiling.h"
+#include "half.h"
+#include "train/scratch.h"
+
+namespace quarry::cuda {
+namespace {
+
+// Every position that is due is in one tile, no other is in any, and every due block's mean
+// is stored once.
+TEST(CudaTiling, CoversWhatIsDueOnce) {
+  std::mt19937 random(1);
+  const auto below = [&](std::uint32_t n) { return static_cast<std::int32_t>(random() % n); };
+  for (int trial = 0; trial < 20000; ++trial) {
+    const std::int32_t shapes[] = {0, 1 + below(300), 1 << below(9)};
+    const Tiling tiling{8 << below(5), shapes[below(3)], below(200)};
+    const std::int32_t n = below(1500), bs = tiling.block_size;
+    const std::int32_t begin = std::max(std::min(below(1500), n - 1), tiling.encode_from);
+    std::vector<int> tiles_of(static_cast<std::size_t>(n)), means(static_cast<std::size_t>(n + 1));
+    for (std::int32_t i = 0; i < tiling.tiles(begin, n); ++i) {
+      const Tile tile = tiling.tile(begin, n, i);
+      ASSERT_LE(tile.count, tiling.keys);
+      for (std::int32_t k = 0; k < tile.count; ++k) {
+        ASSERT_LT(tile.first + k, n);
+        ++tiles_of[static_cast<std::size_t>(tile.first + k)];
+      }
+      if (bs == 0 || tile.count == 0) continue;
+      const std::int32_t last = (tile.first + tile.count - 1) / bs;
+      ASSERT_EQ(tile.first / bs, tile.first_block);
+      ASSERT_LE(last - tile.first_block + 1, tiling.blocks_per_tile());
+      if (bs > tiling.keys) {
+        ASSERT_EQ(last, tile.first_block);
+      }
+      for (std::int32_t block = tile.first_block; tile.stores_means && block <= last; ++block) {
+        ++means[static_cast<std::size_t>(block)];
+      }
+    }
+    for (std::int32_t p = 0; p < n; ++p) {
+      const std::int32_t end = bs == 0 ? 0 : (p / bs + 1) * bs;
+      const bool due = bs == 0 ? p >= begin : p >= tiling.encode_from && end > begin && end <= n;
+      ASSERT_EQ(tiles_of[static_cast<std::size_t>(p)], due ? 1 : 0) << "position " << p;
+    }
+    for (std::int32_t block = 0; bs > 0 && block < n / bs; ++block) {
+      const bool due = begin < n && (block + 1) * bs > begin;
+      ASSERT_EQ(means[static_cast<std::size_t>(block)], due ? 1 : 0) << "block " << block;
+    }
+  }
+}
+
+TEST(CudaTraining, SamplesAreFloorOfEvenSteps) {
+  std::mt19937 random(2);
+  for (int trial = 0; trial < 500; ++trial) {
+    const auto count = static_cast<std::int32_t>(1 + random() % 5000);
+    const auto kept = static_cast<std::int32_t>(1 + random() % static_cast<std::uint32_t>(count));
+    std::int64_t next = 0;
+    for (std::int32_t rank = 0; rank < count; ++rank) {
+      const std::int32_t sample = sample_of_rank(rank, count, kept);
+      const bool due = next < kept && next * count / kept == rank;
+      ASSERT_EQ(sample, due ? next : -1) << rank << " of " << count << ", kept " << kept;
+      if (due) ++next;
+    }
+    ASSERT_EQ(next, kept);
+  }
+}
+
+// a . b as the tensor cores form it from split bfloat16, `depth` terms at a time; double
+// inside a step, rounded to float32 after it.
+float split_product(const float* a, const float* b, int count, int depth) {
+  const auto high = [](float v) { return bfloat16_to_float(float_to_bfloat16(v)); };
+  float sum = 0;
+  for (int first = 0; first < count; first += depth) {
+    for (int pass = 0; pass < 3; ++pass) {
+      double step = sum;
+      for (int i = first; i < first + depth; ++i) {
+        const float ah = high(a[i]), bh = high(b[i]);
+        const double x = pass == 2 ? high(a[i] - ah) : ah, y = pass == 1 ? high(b[i] - bh) : bh;
+        step += x * y;
+      }
+      sum = static_cast<float>(step);
+    }
+  }
+  return sum;
+}
+
+// The difference of two centroids' distances, approximate and as the contract has them, may
+// be off by as much as safe_gap() and no more; and it is not so wide that all are near ties.
+TEST(CudaEncodeBound, CoversTheTensorCoresError) {
+  constexpr int kDim = 128, kSub = 8, kCentroids = 16, kTrials = 400;
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> columns(kSub * kDim), centroids(kCentroids * kSub), x(kDim);
+  for (float& v : columns) v = normal(random) / std::sqrt(static_cast<float>(kDim));
+  for (float& v : centroids) v = 0.8f * normal(random);
+  double spread = 0;
+  for (const float v : columns) spread += double{v} * v;
+  float reach = 0;
+  for (int c = 0; c < kCentroids; ++c) {
+    double norm = 0;
+    for (int j = 0; j < kSub; ++j) norm += std::pow(double{centroids[c * kSub + j]}, 2);
+    reach = std::max(reach, static_cast<float>(std::sqrt(norm)));
+  }
+  int ties = 0;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    double whole = 0, part = 0;
+    for (float& v : x) v = normal(random), whole += double{v} * v;
+    float exact[kSub] = {}, split[kSub];
+    for (int j = 0; j < kSub; ++j) {
+      const float* column = columns.data() + j * kDim;
+      for (int i = 0; i < kDim; ++i) exact[j] = std::fma(x[i], column[i], exact[j]);
+      split[j] = split_product(x.data(), column, kDim, 16);
+      part += double{split[j]} * split[j];
+    }
+    std::vector<double> error;
+    std::vector<float> approximate;
+    for (int c = 0; c < kCentroids; ++c) {
+      const float* centroid = centroids.data() + c * kSub;
+      float norm = 0, distance = 0;
+      for (int j = 0; j < kSub; ++j) {
+        norm = std::fma(centroid[j], centroid[j], norm);
+        distance = std::fma(exact[j] - centroid[j], exact[j] - centroid[j], distance);
+      }
+      approximate.push_back(std::fma(-2.0f, split_product(split, centroid, kSub, 8), norm));
+      error.push_back(double{approximate.back()} - distance);
+    }
+    const float gap =
+        safe_gap(kDim, kSub, static_cast<float>(std::sqrt(whole)),
+                 static_cast<float>(std::sqrt(spread)), static_cast<float>(std::sqrt(part)), reach);
+    const auto [least, most] = std::minmax_element(error.begin(), error.end());
+    ASSERT_LE(*most - *least, gap);
+    std::sort(approximate.begin(), approximate.end());
+    if (!(approximate[1] - approximate[0] > gap)) ++ties;
+  }
+  EXPECT_LT(ties, kTrials / 10);
+}
+
+}  // namespace
+}  // namespace quarry::cuda
