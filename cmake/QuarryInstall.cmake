@@ -21,5 +21,5 @@ install(FILES "${PROJECT_BINARY_DIR}/quarryConfig.cmake"
         DESTINATION "${quarry_cmake_dir}")
 install(FILES LICENSE DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 if(QUARRY_BUILD_TOOLS)
-  install(TARGETS quarry-replay RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+  install(TARGETS quarry-calibrate quarry-replay RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 endif()
