@@ -11,6 +11,7 @@ step() { printf '\n== %s\n' "$*"; }
 jobs=$(nproc)
 build=build/demo
 trace=data/smollm2-l14-kjv.safetensors
+calibration=data/smollm2-l14-gpl3.calibration.safetensors
 mkdir -p "$build"
 
 step "What the build needs"
@@ -84,6 +85,9 @@ echo "blocks: PQ codes of what differs from the mean of 64 neighbours"
 replay blocks --block-size 64
 echo "blocks and refine: the best 4 x 128 re-ranked by the exact inner product"
 replay refine --block-size 64 --refine 4
+echo "calibrated: codebook and rotation made once from another text (the GPL), none from the prompt"
+replay calibrated --calibration "$calibration"
+replay calibrated_refine --calibration "$calibration" --refine 4
 
 # value NAME KEY: quarry-replay's JSON is flat, a line a key.
 value() { sed -n "s/^ *\"$2\": *\([^,]*\),\{0,1\}\$/\1/p" "$build/$1.json"; }
@@ -102,6 +106,8 @@ printf '%-28s %7s %7s %9s %11s %9s %9s\n' "scheme" "" "" "error" "a key" "read" 
 row original "original, m=2 b=6"
 row blocks "blocks of 64, m=2 b=6"
 row refine "blocks of 64, refine 4"
+row calibrated "calibrated, m=8 b=4"
+row calibrated_refine "calibrated, refine 4"
 printf '%-28s %7.3f %7.3f %9.3f %11s %9s %9s\n' "exact top-K (the ceiling)" 1 \
   "$(value refine oracle_mass)" "$(value refine oracle_output_error)" "-" "all" "-"
 cat << 'END'
@@ -110,5 +116,5 @@ recall: share of the exact top-128 found. mass: attention that falls on the list
 output error: |o - o_sparse| / |o|. raw keys read: by a row, beside the index.
 END
 
-printf '\nPicture of the replay (open it in a browser): %s\n' "$build/refine.svg"
+printf '\nPicture of the replay (open it in a browser): %s\n' "$build/calibrated_refine.svg"
 printf 'The same for the original scheme:              %s\n' "$build/original.svg"

@@ -96,6 +96,7 @@ TEST_F(CalibrateCli, DefaultsAreTheRecommendedOnes) {
   EXPECT_EQ(c.mean_dtype, DType::float16);
   EXPECT_EQ(c.sink_size, 16);
   EXPECT_EQ(c.metric, Metric::euclidean);
+  EXPECT_EQ(c.kmeans_iterations, 30);
   EXPECT_TRUE(c.rotation);
   EXPECT_THAT(outcome.out, HasSubstr("- (no block is held out)"));
 }
@@ -173,16 +174,17 @@ TEST_F(CalibrateCli, ReplayTakesItsParameters) {
   EXPECT_EQ(j["codebook"], "calibrated");
   EXPECT_EQ(j["model_bytes"], 2 * 4 * 8 * 4 * 4 + 2 * 2 * 16 * 16 * 4);
   // What agrees may be said again.
-  EXPECT_EQ(replay(trace_ + with + " --subspaces 4 --bits 3 --block-size 8 --mean float16 "
-                                   "--metric euclidean --rotation query")
+  EXPECT_EQ(replay(trace_ + with +
+                   " --subspaces 4 --bits 3 --block-size 8 --mean float16 "
+                   "--metric euclidean --rotation query")
                 .exit_code,
             0);
   // The codes are the calibration's, not those of codebooks trained on the prompt.
   ASSERT_EQ(replay(trace_ + with + " --out " + folder_ + "/a").exit_code, 0);
-  ASSERT_EQ(replay(trace_ + kQuantizer + " --mean float16 --window 8 --heavy 8 --out " + folder_ +
-                   "/b")
-                .exit_code,
-            0);
+  ASSERT_EQ(
+      replay(trace_ + kQuantizer + " --mean float16 --window 8 --heavy 8 --out " + folder_ + "/b")
+          .exit_code,
+      0);
   EXPECT_NE(slurp(folder_ + "/a"), slurp(folder_ + "/b"));
 }
 
@@ -192,8 +194,7 @@ TEST_F(CalibrateCli, ReplayIsThatOfTheSameModelInTheTrace) {
               0);
     const Model model = load_calibration(file_).model;
     TraceParts parts;
-    parts.tensors.push_back(
-        {"codebooks", "F32", {2, 4, 8, model.dcent}, model.codebooks.data()});
+    parts.tensors.push_back({"codebooks", "F32", {2, 4, 8, model.dcent}, model.codebooks.data()});
     parts.tensors.push_back({"rotation", "F32", {2, 16, 16}, model.rotation.data()});
     parts.tensors.push_back({"query_rotation", "F32", {2, 16, 16}, model.query_rotation.data()});
     if (!model.phi.empty()) parts.tensors.push_back({"phi", "F32", {2, 4}, model.phi.data()});
@@ -224,8 +225,7 @@ TEST_F(CalibrateCli, ReplayRefusesWhatDoesNotFit) {
   TraceParts wide;
   wide.at("q").shape = {1, 12, 16};
   wide.at("q_pos").shape = {1};
-  replay_refused(other({{"layer", "14"}}, wide) + with,
-                 "num_query_heads is 4, the trace's is 12");
+  replay_refused(other({{"layer", "14"}}, wide) + with, "num_query_heads is 4, the trace's is 12");
   replay_refused(trace_ + kList + " --calibration " + folder_ + "/missing", "no such file");
   replay_refused(trace_ + kList + " --calibration " + trace_, "expected 'quarry-calibration'");
 }
@@ -290,9 +290,9 @@ TEST_F(CalibrateCli, ASweepsPointIsTheReplayOfIt) {
       continue;
     }
     ++found;
-    for (const char* key : {"recall", "recall_first_quarter", "recall_last_quarter", "mass",
-                            "output_error", "index_bytes_per_key", "raw_keys_per_row",
-                            "model_bytes", "rotation"}) {
+    for (const char* key :
+         {"recall", "recall_first_quarter", "recall_last_quarter", "mass", "output_error",
+          "index_bytes_per_key", "raw_keys_per_row", "model_bytes", "rotation"}) {
       EXPECT_EQ(p[key], single[key]) << key;
     }
   }

@@ -159,6 +159,18 @@ TEST(Calibrate, SeveralTracesCountTogether) {
   EXPECT_EQ(c.queries, 2 * 600);
 }
 
+TEST(Calibrate, WholeChunksOfVectors) {
+  // Second moments are summed 512 vectors at a time; here nothing remains after the last: 256
+  // queries of two heads, and 2192 keys less 16 of the sink and 8 held-out blocks of 16.
+  const Data data(2192, 256);
+  IndexerConfig config = Data::config();
+  config.sink_size = 16;
+  const Calibration c = must(config, {data.trace()});
+  EXPECT_EQ(c.queries, 512);
+  EXPECT_EQ(c.keys - 8 * 16, 4 * 512);
+  EXPECT_EQ(c.rotation.size(), std::size_t{2 * 16 * 16});
+}
+
 TEST(Calibrate, KeysBelowEncodeFromAndOfTheLastBlockStayOut) {
   Data data(2100);
   const Calibration clean = must(Data::config(), {data.trace()});

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+# Tests of the tools; included by tests/CMakeLists.txt after quarry_add_test() is defined.
+
+if(QUARRY_BUILD_TOOLS)
+  quarry_add_test(test_safetensors SOURCES unit/test_safetensors.cpp
+    LIBRARIES quarry_tools_core)
+  quarry_add_test(test_calibrate SOURCES unit/test_calibrate.cpp)
+  quarry_add_test(test_calibration_file SOURCES unit/test_calibration_file.cpp
+    LIBRARIES quarry_tools_core)
+  quarry_add_test(test_exact SOURCES unit/test_exact.cpp
+    LIBRARIES quarry_tools_core)
+  quarry_add_test(test_goldens SOURCES indexer/test_goldens.cpp
+    LIBRARIES quarry_tools_core)
+  foreach(tool IN ITEMS replay calibrate)
+    quarry_add_test(test_${tool}_cli SOURCES indexer/test_${tool}_cli.cpp
+      LIBRARIES quarry_tools_core)
+    add_dependencies(test_${tool}_cli quarry-calibrate quarry-replay)
+    target_compile_definitions(test_${tool}_cli PRIVATE
+      QUARRY_CALIBRATE="$<TARGET_FILE:quarry-calibrate>"
+      QUARRY_REPLAY="$<TARGET_FILE:quarry-replay>")
+  endforeach()
+endif()
