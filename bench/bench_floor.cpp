@@ -49,17 +49,15 @@ FloorParams floor_of(Layer& layer, DeviceMemory& sink) {
   p.streamed[0] = v.codes;
   p.streamed_bytes[0] = keys * v.code_bytes;
   p.streamed[1] = v.means;
-  p.streamed_bytes[1] = v.block_size == 0 ? 0
-                                          : keys / v.block_size * c.head_dim *
-                                                quarry::dtype_size(c.mean_dtype);
+  p.streamed_bytes[1] =
+      v.block_size == 0 ? 0 : keys / v.block_size * c.head_dim * quarry::dtype_size(c.mean_dtype);
   p.streamed[2] = v.codebooks;
   p.streamed_bytes[2] = std::int64_t{c.num_kv_heads} * v.num_subspaces * v.ksub * v.dcent * 4;
   if (c.refine_factor > 1) {
     p.keys = layer.args().keys.data;
     p.key_bytes = c.head_dim * quarry::dtype_size(layer.args().keys.dtype);
     p.num_keys = std::int64_t{c.max_sequences} * c.num_kv_heads * c.max_seq_len;
-    p.gathered =
-        std::int64_t{c.max_sequences} * c.num_query_heads * c.refine_factor * c.heavy_size;
+    p.gathered = std::int64_t{c.max_sequences} * c.num_query_heads * c.refine_factor * c.heavy_size;
   }
   p.sink = sink.as<std::uint32_t>();
   return p;

@@ -25,10 +25,9 @@ void next(benchmark::State& state, const Workload& workload, Backend backend) {
 }
 
 void add(const Workload& workload) {
-  quarry::bench::for_each_backend(std::string("next/") + workload.name + "/staged",
-                                  [workload](benchmark::State& state, Backend backend) {
-                                    next(state, workload, backend);
-                                  });
+  quarry::bench::for_each_backend(
+      std::string("next/") + workload.name + "/staged",
+      [workload](benchmark::State& state, Backend backend) { next(state, workload, backend); });
 }
 
 }  // namespace

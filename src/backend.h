@@ -12,7 +12,7 @@ namespace quarry {
 /// Where and with what a stage runs.
 struct Launch {
   Stream stream = nullptr;
-  std::int32_t num_threads = 0;      ///< CPU; resolved, at least 1
+  std::int32_t num_threads = 0;          ///< CPU; resolved, at least 1
   std::int32_t num_multiprocessors = 0;  ///< CUDA
   std::int32_t device = 0;               ///< CUDA: ordinal
   std::int32_t compute_capability = 0;   ///< CUDA: 10 * major + minor
@@ -56,6 +56,6 @@ extern const Stages stages;
 namespace cuda {
 extern const Stages stages;  // defined where QUARRY_CUDA is on
 bool device_present() noexcept;
-}
+}  // namespace cuda
 
 }  // namespace quarry

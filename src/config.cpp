@@ -85,8 +85,7 @@ Status check_relations(const IndexerConfig& c) {
     return Status(StatusCode::invalid_argument,
                   "config.max_sequences * max_query_tokens * num_query_heads is %lld, must be at "
                   "most 2^30",
-                  static_cast<long long>(c.max_sequences) * c.max_query_tokens *
-                      c.num_query_heads);
+                  static_cast<long long>(c.max_sequences) * c.max_query_tokens * c.num_query_heads);
   }
   return {};
 }
@@ -169,44 +168,58 @@ const Stages* stages_of(Backend backend) noexcept {
 
 const char* to_string(DType v) noexcept {
   switch (v) {
-    case DType::float32: return "float32";
-    case DType::float16: return "float16";
-    case DType::bfloat16: return "bfloat16";
+    case DType::float32:
+      return "float32";
+    case DType::float16:
+      return "float16";
+    case DType::bfloat16:
+      return "bfloat16";
   }
   return "unknown";
 }
 
 const char* to_string(Metric v) noexcept {
   switch (v) {
-    case Metric::euclidean: return "euclidean";
-    case Metric::inner_product: return "inner_product";
+    case Metric::euclidean:
+      return "euclidean";
+    case Metric::inner_product:
+      return "inner_product";
   }
   return "unknown";
 }
 
 const char* to_string(Algorithm v) noexcept {
   switch (v) {
-    case Algorithm::automatic: return "automatic";
-    case Algorithm::staged: return "staged";
-    case Algorithm::scan: return "scan";
+    case Algorithm::automatic:
+      return "automatic";
+    case Algorithm::staged:
+      return "staged";
+    case Algorithm::scan:
+      return "scan";
   }
   return "unknown";
 }
 
 const char* to_string(GqaReduction v) noexcept {
   switch (v) {
-    case GqaReduction::per_head: return "per_head";
-    case GqaReduction::sum: return "sum";
-    case GqaReduction::softmax_sum: return "softmax_sum";
-    case GqaReduction::max: return "max";
+    case GqaReduction::per_head:
+      return "per_head";
+    case GqaReduction::sum:
+      return "sum";
+    case GqaReduction::softmax_sum:
+      return "softmax_sum";
+    case GqaReduction::max:
+      return "max";
   }
   return "unknown";
 }
 
 const char* to_string(Backend v) noexcept {
   switch (v) {
-    case Backend::cpu: return "cpu";
-    case Backend::cuda: return "cuda";
+    case Backend::cpu:
+      return "cpu";
+    case Backend::cuda:
+      return "cuda";
   }
   return "unknown";
 }

@@ -78,8 +78,7 @@ Status Indexer::create(const IndexerConfig& config, const Device& device,
   try {
     impl->slots.resize(static_cast<std::size_t>(resolved.max_sequences));
   } catch (const std::bad_alloc&) {
-    return Status(StatusCode::out_of_memory, "no host memory for %d slots",
-                  resolved.max_sequences);
+    return Status(StatusCode::out_of_memory, "no host memory for %d slots", resolved.max_sequences);
   }
   impl->config = resolved;
   impl->device = device;
@@ -149,8 +148,8 @@ Status Indexer::next(const NextArgs& args, Stream stream) noexcept {
   Impl& im = *impl_;
   if (Status s = check_next(im.plan, im.config, args, im.slots.data()); !s.ok()) return s;
   Arena arena(args.workspace.data);
-  const NextBuffers buffers = carve_next(arena, im.plan, *im.stages, args.batch.batch_size,
-                                         args.batch.query_tokens);
+  const NextBuffers buffers =
+      carve_next(arena, im.plan, *im.stages, args.batch.batch_size, args.batch.query_tokens);
   if (Status s = check_workspace(args.workspace, arena.bytes()); !s.ok()) return s;
   return run_staged(make_staged(im.plan, args, buffers), *im.stages, im.on(stream));
 }
@@ -171,8 +170,7 @@ Status Indexer::append(const AppendArgs& args, Stream stream) noexcept {
   const NextBuffers buffers =
       carve_next(arena, im.plan, *im.stages, args.batch.batch_size, args.batch.query_tokens);
   if (Status s = check_workspace(args.workspace, arena.bytes()); !s.ok()) return s;
-  const StepView step =
-      make_step(args.batch, args.keys, buffers.states, args.device_status);
+  const StepView step = make_step(args.batch, args.keys, buffers.states, args.device_status);
   return im.stages->encode({im.plan.view, step, args.keys}, im.on(stream));
 }
 
@@ -180,8 +178,8 @@ Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_codebook(im.plan, im.config, args); !s.ok()) return s;
-  const SetCodebookParams params{im.plan.view,  args.slot,         args.codebooks, args.phi,
-                                 args.rotation, args.query_rotation};
+  const SetCodebookParams params{im.plan.view, args.slot,     args.codebooks,
+                                 args.phi,     args.rotation, args.query_rotation};
   if (Status s = im.stages->set_codebook(params, im.on(stream)); !s.ok()) return s;
   for (std::int32_t slot = 0; slot < im.config.max_sequences; ++slot) {
     if (args.slot == -1 || args.slot == slot) {
@@ -191,8 +189,8 @@ Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
   return {};
 }
 
-Status Indexer::truncate(const std::int32_t* slots, const std::int32_t* lengths,
-                         std::int32_t count, Stream stream) noexcept {
+Status Indexer::truncate(const std::int32_t* slots, const std::int32_t* lengths, std::int32_t count,
+                         Stream stream) noexcept {
   if (impl_ == nullptr) return not_created();
   const Impl& im = *impl_;
   if (count < 1 || count > im.config.max_sequences) {

@@ -51,10 +51,10 @@ struct IndexView {
 
   // Codebooks of slot s start at s * codebook_slot_stride elements of each array
   // (0 where all slots share one).
-  float* codebooks;       ///< [slot][Hkv][m][dcent][ksub]: transposed, centroids innermost
-  float* phi;             ///< [slot][Hkv][m], inner_product alone
-  float* rotation;        ///< [slot][Hkv][d][d], null where not configured
-  float* query_rotation;  ///< [slot][Hkv][d][d]
+  float* codebooks;             ///< [slot][Hkv][m][dcent][ksub]: transposed, centroids innermost
+  float* phi;                   ///< [slot][Hkv][m], inner_product alone
+  float* rotation;              ///< [slot][Hkv][d][d], null where not configured
+  float* query_rotation;        ///< [slot][Hkv][d][d]
   std::int32_t codebook_slots;  ///< max_sequences, or 1 where all slots share one
 
   std::int32_t* seen;           ///< [max_sequences]: n of the last call, 0 at first
@@ -123,10 +123,10 @@ struct ScoreParams {
   IndexView index;
   StepView step;
   QueryView queries;
-  float* luts;     ///< scratch [rows, m, ksub]
-  float* biases;   ///< scratch [rows, bias_stride], where block_size > 0
-  std::int64_t bias_stride;  ///< blocks of max_seq_len
-  float* scores;   ///< [rows, score_stride]
+  float* luts;                ///< scratch [rows, m, ksub]
+  float* biases;              ///< scratch [rows, bias_stride], where block_size > 0
+  std::int64_t bias_stride;   ///< blocks of max_seq_len
+  float* scores;              ///< [rows, score_stride]
   std::int64_t score_stride;  ///< max_seq_len rounded up to 32
 };
 
@@ -257,19 +257,17 @@ QUARRY_HD inline const std::int32_t* block_table_row(const StepView& step, std::
 }
 
 /// Offset of byte 0 of a key's code; byte i is i * tile further.
-QUARRY_HD inline std::int64_t code_offset(const IndexView& ix, std::int64_t page,
-                                          std::int32_t head, std::int32_t in_page) {
+QUARRY_HD inline std::int64_t code_offset(const IndexView& ix, std::int64_t page, std::int32_t head,
+                                          std::int32_t in_page) {
   const std::int32_t in_tile = in_page & (ix.tile - 1);  // tile is a power of two
-  return ((page * ix.num_kv_heads + head) * ix.page_slots + (in_page - in_tile)) *
-             ix.code_bytes +
+  return ((page * ix.num_kv_heads + head) * ix.page_slots + (in_page - in_tile)) * ix.code_bytes +
          in_tile;
 }
 
 /// Element offset of the mean of the block whose last position is `last` (its page `page`).
-QUARRY_HD inline std::int64_t mean_offset(const IndexView& ix, std::int64_t page,
-                                          std::int32_t head, std::int32_t last) {
-  const std::int32_t in_page =
-      ix.blocks_per_page == 1 ? 0 : last % ix.page_size / ix.block_size;
+QUARRY_HD inline std::int64_t mean_offset(const IndexView& ix, std::int64_t page, std::int32_t head,
+                                          std::int32_t last) {
+  const std::int32_t in_page = ix.blocks_per_page == 1 ? 0 : last % ix.page_size / ix.block_size;
   return ((page * ix.num_kv_heads + head) * ix.blocks_per_page + in_page) * ix.head_dim;
 }
 
@@ -287,8 +285,8 @@ QUARRY_HD inline std::int32_t codebook_of(const IndexView& ix, std::int32_t slot
 }
 
 /// Row of query token t, list head h of sequence b.
-QUARRY_HD inline std::int64_t row_of(const StepView& step, std::int32_t list_heads,
-                                     std::int32_t b, std::int32_t t, std::int32_t h) {
+QUARRY_HD inline std::int64_t row_of(const StepView& step, std::int32_t list_heads, std::int32_t b,
+                                     std::int32_t t, std::int32_t h) {
   return (static_cast<std::int64_t>(b) * step.query_tokens + t) * list_heads + h;
 }
 
@@ -297,14 +295,15 @@ QUARRY_HD inline std::int64_t row_of(const StepView& step, std::int32_t list_hea
 QUARRY_HD inline SequenceState sequence_state(const IndexView& ix, const StepView& step,
                                               std::int32_t b) {
   SequenceState st{-1, 0, 0, 0, 0, 0};
-  std::int32_t slot = step.lengths == nullptr   ? step.fixed_slot
+  std::int32_t slot = step.lengths == nullptr ? step.fixed_slot
                       : step.slots == nullptr ? b
                                               : step.slots[b];
   if (slot < 0) return st;
-  const std::int32_t count = step.query_counts == nullptr ? step.query_tokens : step.query_counts[b];
-  const std::int32_t n =
-      step.lengths == nullptr ? step.fixed_length
-                              : step.lengths[static_cast<std::int64_t>(b) * step.query_tokens];
+  const std::int32_t count =
+      step.query_counts == nullptr ? step.query_tokens : step.query_counts[b];
+  const std::int32_t n = step.lengths == nullptr
+                             ? step.fixed_length
+                             : step.lengths[static_cast<std::int64_t>(b) * step.query_tokens];
   if (slot >= ix.max_sequences) st.bits |= kSlotOutOfRange;
   if (count < 0 || count > step.query_tokens) st.bits |= kQueryCountOutOfRange;
   if (n < 0 || n > ix.max_seq_len) st.bits |= kLengthOutOfRange;

@@ -114,8 +114,7 @@ NextBuffers carve_next(Arena& arena, const Plan& plan, const Stages& stages,
     b.refined_scores = arena.take<float>(rows, plan.shortlist);
     b.heavy = arena.take<std::int32_t>(rows, v.heavy_size);
     b.heavy_counts = arena.take<std::int32_t>(rows);
-    scratch =
-        std::max(scratch, stages.select_scratch_bytes(rows, v.heavy_size, plan.shortlist));
+    scratch = std::max(scratch, stages.select_scratch_bytes(rows, v.heavy_size, plan.shortlist));
   }
   b.select_scratch = arena.take<std::byte>(static_cast<std::int64_t>(scratch));
   return b;
@@ -170,8 +169,7 @@ Status make_plan(const IndexerConfig& c, const Stages& stages, Plan* out) noexce
     return Status(StatusCode::invalid_argument,
                   "config asks for more than 2^62 bytes (max_sequences %d, max_seq_len %d, "
                   "num_pages %lld, page_size %d)",
-                  c.max_sequences, c.max_seq_len, static_cast<long long>(c.num_pages),
-                  c.page_size);
+                  c.max_sequences, c.max_seq_len, static_cast<long long>(c.num_pages), c.page_size);
   }
   MemoryRequirements& m = plan.memory;
   m.index_bytes = index.bytes();
@@ -180,9 +178,8 @@ Status make_plan(const IndexerConfig& c, const Stages& stages, Plan* out) noexce
   m.alignment = kAlignment;
   m.code_bytes_per_key = plan.view.code_bytes;
   if (c.block_size > 0) {
-    m.mean_bytes_per_key =
-        static_cast<double>(c.head_dim) * static_cast<double>(dtype_size(c.mean_dtype)) /
-        c.block_size;
+    m.mean_bytes_per_key = static_cast<double>(c.head_dim) *
+                           static_cast<double>(dtype_size(c.mean_dtype)) / c.block_size;
   }
   *out = plan;
   return {};

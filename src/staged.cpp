@@ -24,8 +24,8 @@ StagedStep make_staged(const Plan& plan, const NextArgs& args,
   const std::int32_t num_rows = step.batch_size * step.query_tokens * plan.list_heads;
   StagedStep s{};
   s.encode = {plan.view, step, args.keys};
-  s.score = {plan.view,      step,           args.queries,   buffers.luts,
-             buffers.biases, plan.bias_stride, buffers.scores, plan.score_stride};
+  s.score = {plan.view,        step,           args.queries,     buffers.luts, buffers.biases,
+             plan.bias_stride, buffers.scores, plan.score_stride};
   s.mask = {plan.view, step, plan.list_heads, buffers.rows};
 
   s.select.num_rows = num_rows;

@@ -23,8 +23,7 @@ struct StagedStep {
 StepView make_step(const Batch& batch, const KeyView& keys, SequenceState* states,
                    std::uint32_t* device_status) noexcept;
 
-StagedStep make_staged(const Plan& plan, const NextArgs& args,
-                       const NextBuffers& buffers) noexcept;
+StagedStep make_staged(const Plan& plan, const NextArgs& args, const NextBuffers& buffers) noexcept;
 
 Status run_staged(const StagedStep& step, const Stages& stages, const Launch& launch) noexcept;
 

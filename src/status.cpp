@@ -8,15 +8,24 @@ namespace quarry {
 
 const char* to_string(StatusCode code) noexcept {
   switch (code) {
-    case StatusCode::ok: return "ok";
-    case StatusCode::invalid_argument: return "invalid_argument";
-    case StatusCode::out_of_range: return "out_of_range";
-    case StatusCode::unsupported: return "unsupported";
-    case StatusCode::workspace_too_small: return "workspace_too_small";
-    case StatusCode::out_of_memory: return "out_of_memory";
-    case StatusCode::not_built: return "not_built";
-    case StatusCode::too_few_keys: return "too_few_keys";
-    case StatusCode::device_error: return "device_error";
+    case StatusCode::ok:
+      return "ok";
+    case StatusCode::invalid_argument:
+      return "invalid_argument";
+    case StatusCode::out_of_range:
+      return "out_of_range";
+    case StatusCode::unsupported:
+      return "unsupported";
+    case StatusCode::workspace_too_small:
+      return "workspace_too_small";
+    case StatusCode::out_of_memory:
+      return "out_of_memory";
+    case StatusCode::not_built:
+      return "not_built";
+    case StatusCode::too_few_keys:
+      return "too_few_keys";
+    case StatusCode::device_error:
+      return "device_error";
   }
   return "unknown";
 }

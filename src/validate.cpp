@@ -9,8 +9,7 @@ namespace {
 __extension__ typedef __int128 Wide;  // sums of products of int64 strides
 
 Status out_of_range(const char* name, long long value, long long low, long long high) {
-  return Status(StatusCode::out_of_range, "%s is %lld, must be %lld..%lld", name, value, low,
-                high);
+  return Status(StatusCode::out_of_range, "%s is %lld, must be %lld..%lld", name, value, low, high);
 }
 
 Status check_optional(const char* name, const void* pointer, std::size_t alignment) {
@@ -48,8 +47,8 @@ Status check_dims(const char* view, const Dim (&dims)[N], std::int64_t row) {
 
 Status check_queries(const IndexerConfig& config, const Batch& batch, const QueryView& q) {
   if (Status s = check_dtype("queries.dtype", q.dtype); !s.ok()) return s;
-  if (Status s = check_pointer("queries.data", q.data,
-                               static_cast<std::size_t>(dtype_size(q.dtype)));
+  if (Status s =
+          check_pointer("queries.data", q.data, static_cast<std::size_t>(dtype_size(q.dtype)));
       !s.ok()) {
     return s;
   }
@@ -105,8 +104,8 @@ Status check_host_copies(const Plan& plan, const Batch& batch, HostSlot* slots) 
       }
       if (slot >= 0 && !slots[slot].built && lengths[t] > plan.view.dense_limit) {
         return Status(StatusCode::not_built,
-                      "slot %d has no codebook and length %d is beyond the dense range of %d",
-                      slot, lengths[t], plan.view.dense_limit);
+                      "slot %d has no codebook and length %d is beyond the dense range of %d", slot,
+                      lengths[t], plan.view.dense_limit);
       }
     }
   }

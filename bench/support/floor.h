@@ -18,13 +18,13 @@ Status launch_copy(void* target, const void* source, std::size_t bytes, Stream s
 
 /// Memory that a call reads, as plain arrays.
 struct FloorParams {
-  const void* streamed[3];       ///< packed codes, block means, codebooks
+  const void* streamed[3];  ///< packed codes, block means, codebooks
   std::int64_t streamed_bytes[3];
-  const void* keys;              ///< refine: base of the raw keys, or null
-  std::int64_t key_bytes;        ///< a key's, a multiple of 16
-  std::int64_t num_keys;         ///< keys there are
-  std::int64_t gathered;         ///< keys to read, at pseudo-random places
-  std::uint32_t* sink;           ///< one word that is written only if the data says so
+  const void* keys;        ///< refine: base of the raw keys, or null
+  std::int64_t key_bytes;  ///< a key's, a multiple of 16
+  std::int64_t num_keys;   ///< keys there are
+  std::int64_t gathered;   ///< keys to read, at pseudo-random places
+  std::uint32_t* sink;     ///< one word that is written only if the data says so
 };
 Status launch_floor(const FloorParams& params, Stream stream);
 

@@ -164,11 +164,10 @@ Status Layer::fill(const Workload& workload, Backend backend, const KeyCache& ke
   args_.batch.batch_size = c.max_sequences;
   args_.batch.lengths =
       static_cast<const std::int32_t*>(put(lengths.data(), sequences * sizeof(std::int32_t)));
-  args_.workspace = {device_bytes(need.next_workspace_bytes).as<void>(),
-                     need.next_workspace_bytes};
+  args_.workspace = {device_bytes(need.next_workspace_bytes).as<void>(), need.next_workspace_bytes};
   args_.index_stride = indexer_.max_list_length();
-  args_.indices = device_bytes(rows * static_cast<std::size_t>(args_.index_stride) * 4)
-                      .as<std::int32_t>();
+  args_.indices =
+      device_bytes(rows * static_cast<std::size_t>(args_.index_stride) * 4).as<std::int32_t>();
   args_.list_lengths = device_bytes(rows * 4).as<std::int32_t>();
 
   AppendArgs append;

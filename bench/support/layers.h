@@ -19,13 +19,13 @@ struct Workload {
 };
 
 /// The workloads that docs and README quote.
-Workload original();                         ///< 32 heads x 32000, m=2 b=6
+Workload original();                                ///< 32 heads x 32000, m=2 b=6
 Workload codes_of(std::int32_t m, std::int32_t b);  ///< 32 heads x 32000
-Workload gqa_128k();                         ///< Hq 32, Hkv 8, 131072 positions, m=2 b=6
-Workload rows_256();                         ///< B=8, 32 heads, 131072 positions, K=1024
-Workload recommended(std::int32_t sequences);  ///< Hq 32, Hkv 8, 131072, K=256
-Workload calibrated_32k();                   ///< 32 heads x 32768, m=16 b=4, block 64, rotation
-Workload prefill(Workload workload);         ///< bfloat16 keys, max_seq_len of them
+Workload gqa_128k();                                ///< Hq 32, Hkv 8, 131072 positions, m=2 b=6
+Workload rows_256();                                ///< B=8, 32 heads, 131072 positions, K=1024
+Workload recommended(std::int32_t sequences);       ///< Hq 32, Hkv 8, 131072, K=256
+Workload calibrated_32k();            ///< 32 heads x 32768, m=16 b=4, block 64, rotation
+Workload prefill(Workload workload);  ///< bfloat16 keys, max_seq_len of them
 
 /// The raw keys of a workload, which all its layers share: it is their codes that are read
 /// whole at every step. [sequence][position][head][d]; normal keys, a random stretch of them
@@ -45,8 +45,8 @@ class KeyCache {
 /// (a score's cost does not depend on their quality).
 class Layer {
  public:
-  Layer(const Workload& workload, Backend backend, const KeyCache& keys,
-        tools::DeviceQueue& queue, unsigned seed);
+  Layer(const Workload& workload, Backend backend, const KeyCache& keys, tools::DeviceQueue& queue,
+        unsigned seed);
 
   const Status& status() const noexcept { return status_; }
   Indexer& indexer() noexcept { return indexer_; }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/timing.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -56,8 +57,8 @@ Replay::Replay(tools::DeviceQueue& queue, std::vector<Work> variants)
   const cudaError_t ended = cudaStreamEndCapture(queue_.stream(), &graph_->graph);
   if (status_.ok()) status_ = cuda_status(ended, "cudaStreamEndCapture");
   if (status_.ok()) {
-    status_ = cuda_status(cudaGraphInstantiate(&graph_->exec, graph_->graph, 0),
-                          "cudaGraphInstantiate");
+    status_ =
+        cuda_status(cudaGraphInstantiate(&graph_->exec, graph_->graph, 0), "cudaGraphInstantiate");
   }
 #endif
 }
@@ -86,6 +87,7 @@ double Replay::run() {
 }
 
 void loop(benchmark::State& state, Replay& replay) {
+  std::vector<double> times;
   for ([[maybe_unused]] auto _ : state) {
     const double seconds = replay.status().ok() ? replay.run() : 0;
     if (!replay.status().ok()) {
@@ -93,7 +95,12 @@ void loop(benchmark::State& state, Replay& replay) {
       return;
     }
     state.SetIterationTime(seconds);
+    times.push_back(seconds * 1e6);
   }
+  if (times.empty()) return;
+  std::sort(times.begin(), times.end());
+  state.counters["median_us"] = times[times.size() / 2];
+  state.counters["least_us"] = times.front();
 }
 
 std::size_t cache_bytes([[maybe_unused]] Backend backend) {

@@ -31,31 +31,34 @@ enum class GqaReduction : std::int32_t { per_head = 0, sum = 1, softmax_sum = 2,
 /// workload: m = 2, b = 6, sink = window = heavy = 128, 32 heads of 128, no blocks.
 struct IndexerConfig {
   // Shape of the attention layer.
-  std::int32_t num_query_heads = 32;   ///< Hq, a multiple of num_kv_heads
-  std::int32_t num_kv_heads = 32;      ///< Hkv
-  std::int32_t head_dim = 128;         ///< d, a multiple of 8, at most 512
-  std::int32_t max_sequences = 1;      ///< slots
-  std::int32_t max_query_tokens = 1;   ///< T at most; above 1 for speculative decoding
-  std::int32_t max_seq_len = 32768;    ///< positions of a sequence
+  std::int32_t num_query_heads = 32;  ///< Hq, a multiple of num_kv_heads
+  std::int32_t num_kv_heads = 32;     ///< Hkv
+  std::int32_t head_dim = 128;        ///< d, a multiple of 8, at most 512
+  std::int32_t max_sequences = 1;     ///< slots
+  std::int32_t max_query_tokens = 1;  ///< T at most; above 1 for speculative decoding
+  std::int32_t max_seq_len = 32768;   ///< positions of a sequence
 
   // The cache: page_size 0 is a contiguous cache (one page of max_seq_len a slot).
-  std::int32_t page_size = 0;  ///< positions a page; with blocks, a multiple or divisor of block_size
+  std::int32_t page_size =
+      0;  ///< positions a page; with blocks, a multiple or divisor of block_size
   std::int64_t num_pages = 0;  ///< pages of the cache; 0 where page_size is 0
 
   // Product quantization.
   std::int32_t num_subspaces = 2;  ///< m, divides head_dim, 1..64
   std::int32_t bits = 6;           ///< b, 1..8; ksub = 2^b
   Metric metric = Metric::euclidean;
-  std::int32_t block_size = 0;       ///< positions a block, 0: keys are encoded as they are
+  std::int32_t block_size = 0;        ///< positions a block, 0: keys are encoded as they are
   DType mean_dtype = DType::float32;  ///< of the stored block means
-  bool rotation = false;  ///< keys and queries are rotated; set_codebook()/build() bring the matrices
-  bool shared_codebook = false;  ///< one codebook for all slots, given by set_codebook(); no training
+  bool rotation =
+      false;  ///< keys and queries are rotated; set_codebook()/build() bring the matrices
+  bool shared_codebook =
+      false;  ///< one codebook for all slots, given by set_codebook(); no training
 
   // The list.
   std::int32_t sink_size = 128;
-  std::int32_t heavy_size = 128;  ///< K
-  std::int32_t window_size = 128; ///< at least block_size + max_query_tokens - 1
-  std::int32_t encode_from = -1;  ///< first encoded position, at most sink_size; -1: sink_size
+  std::int32_t heavy_size = 128;      ///< K
+  std::int32_t window_size = 128;     ///< at least block_size + max_query_tokens - 1
+  std::int32_t encode_from = -1;      ///< first encoded position, at most sink_size; -1: sink_size
   std::int32_t dense_threshold = -1;  ///< -1: heavy_size + encode_from + 1 + ksub
   std::int32_t refine_factor = 1;     ///< r; above 1: select r*K, re-rank by exact q.k
   GqaReduction gqa_reduction = GqaReduction::per_head;
@@ -90,7 +93,7 @@ struct Device {
 
 /// Bytes, exact. Workspaces are aligned to `alignment` and are the caller's.
 struct MemoryRequirements {
-  std::size_t index_bytes = 0;            ///< codes, means, codebooks and state, held from create() on
+  std::size_t index_bytes = 0;  ///< codes, means, codebooks and state, held from create() on
   std::size_t next_workspace_bytes = 0;   ///< for any next() or append() of this configuration
   std::size_t build_workspace_bytes = 0;  ///< for any build() of this configuration
   std::size_t alignment = 256;

@@ -71,15 +71,15 @@ struct Workspace {
 /// A decode step.
 struct NextArgs {
   Batch batch;
-  KeyView keys;      ///< of positions the index has not seen (and, with refine, any listed one)
-  QueryView queries; ///< [B, T, Hq, d]
+  KeyView keys;       ///< of positions the index has not seen (and, with refine, any listed one)
+  QueryView queries;  ///< [B, T, Hq, d]
   Workspace workspace;
 
   /// Device memory int32 [rows, index_stride], rows = B * T * list heads, row
   /// (b * T + t) * heads + h: ascending positions, then -1 to max_list_length().
   std::int32_t* indices = nullptr;
-  std::int64_t index_stride = 0;        ///< at least max_list_length()
-  std::int32_t* list_lengths = nullptr; ///< device memory int32 [rows]
+  std::int64_t index_stride = 0;         ///< at least max_list_length()
+  std::int32_t* list_lengths = nullptr;  ///< device memory int32 [rows]
 
   /// Optional, device memory float32 [rows, index_stride]: 1 at listed entries, 0 from the
   /// list's length to max_list_length().

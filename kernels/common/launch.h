@@ -47,7 +47,8 @@ cudaError_t allow_shared_memory(int device, std::size_t bytes) noexcept {
   // The most the device offers, so that two threads asking for different sizes cannot
   // overwrite each other's.
   int most = 0;
-  if (cudaError_t e = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (cudaError_t e =
+          cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
       e != cudaSuccess) {
     return e;
   }
@@ -74,8 +75,7 @@ Status launch_clusters(const char* name, const Launch& launch, dim3 grid, unsign
   const OwnErrors own;
   const DeviceGuard guard(launch.device);
   if (Status s = guard.status(); !s.ok()) return s;
-  if (cudaError_t e = allow_shared_memory<kKernel>(launch.device, shared_bytes);
-      e != cudaSuccess) {
+  if (cudaError_t e = allow_shared_memory<kKernel>(launch.device, shared_bytes); e != cudaSuccess) {
     return to_status(e, name);
   }
   cudaLaunchAttribute attributes[2]{};

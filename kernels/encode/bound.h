@@ -12,43 +12,63 @@
 // by at most 2u of their absolute sum: (k + 1) * 2u.
 #pragma once
 
+#include <cmath>
+
 #include "params.h"
 
 namespace quarry::cuda {
 
-constexpr float kUnit = 5.9604644775390625e-8f;         // 2^-24
-constexpr float kSplitLoss = 1.1444091796875e-5f;       // 3 * 2^-18
-constexpr float kSlack = 1.1f;                          // second-order terms
+constexpr float kUnit = 5.9604644775390625e-8f;    // 2^-24
+constexpr float kSplitLoss = 1.1444091796875e-5f;  // 3 * 2^-18
+// Second-order terms: the halves' absolute sums exceed the value's by 2^-8 at most, all else
+// (powers of 1 + 1e-4, the roundings of the bound itself, an approximate square root) is less.
+constexpr float kSlack = 1.02f;
+/// Above this the squares could overflow, and an infinity whose id is packed is a NaN.
+constexpr float kMostReach = 1e18f;
 
 /// |x~_j - x'_j| is at most this times sum_i |x_i| |R_ij|: three passes of d / 16 mmas of
 /// depth 16, and the contract's own chain of d roundings.
-QUARRY_HD inline float rotation_loss(int d) {
+QUARRY_HD constexpr float rotation_loss(int d) {
   const auto n = static_cast<float>(d);
   return kSlack * (kSplitLoss + 3 * (n / 16) * 17 * 2 * kUnit + n * kUnit);
 }
 
-/// |mma(x~ . c) - x~ . c| is at most this times |x~| |c|: three passes of dsub / 8
-/// mmas of depth 8 (half as many of depth 16 lose less).
-QUARRY_HD inline float product_loss(int dsub) {
-  return kSlack * (kSplitLoss + 3 * (static_cast<float>(dsub) / 8) * 9 * 2 * kUnit);
+/// What the distance |c|^2 - 2 x~ . c is off by for reasons that scale with (|x~| + |c|)^2:
+/// three passes of dsub / 8 mmas of depth 8 that start from |c|^2 (half as many of depth 16
+/// lose less), the roundings of the contract's chain, of |c|^2 and of the sum, and the low
+/// mantissa bits that give way to the centroid's id: of `bits`, 2^bits of 2u each.
+QUARRY_HD constexpr float distance_loss(int dsub, int bits) {
+  const auto n = static_cast<float>(dsub);
+  return (3 * (n / 8) * 9 + n + 4 + static_cast<float>(1 << bits)) * 2 * kUnit;
 }
 
+/// What is known of a subspace of one KV head. Zeros for spread and lever where there is no
+/// rotation.
+struct Subspace {
+  float reach;   ///< the largest |c|
+  float spread;  ///< sqrt(sum_j |R_j|^2), R_j the rotation's column j of the subspace
+  float lever;   ///< the largest sum_j |R_j| |c_j|
+};
+
 /// The gap between the two least approximate distances above which the least is the
-/// contract's nearest.
-///   whole: |x|, before rotation; spread: sqrt(sum_ij R_ij^2) over the subspace's columns j, 0
-///   where there is no rotation; part: |x~| of the subspace; reach: the largest |c|.
-/// By Cauchy and Schwarz |x~ - x'| <= rotation_loss * whole * spread =: r, so per centroid
-///   2 r reach                      x~ for x' in -2 x.c
-/// + 2 product_loss part reach      the product
-/// + (dsub + 4) 2u (part + reach + r)^2   roundings of the contract's chain, |c|^2 and the sum.
-/// The absolute term stands for products that underflow.
-QUARRY_HD inline float safe_gap(int d, int dsub, float whole, float spread, float part,
-                                float reach) {
-  const float r = spread == 0 ? 0.0f : rotation_loss(d) * whole * spread;
-  const float all = part + reach + r;
-  const float off = 2 * r * reach + 2 * product_loss(dsub) * part * reach +
-                    (static_cast<float>(dsub) + 4) * 2 * kUnit * all * all;
-  return 2 * kSlack * off + 1e-30f;
+/// contract's nearest; infinite where nothing is proven. whole: |x|, before rotation; part:
+/// |x~| of the subspace.
+/// By Cauchy and Schwarz |x~_j - x'_j| <= rotation_loss |x| |R_j|, hence
+/// |x~ - x'| <= rotation_loss |x| spread =: r, and per centroid
+///   2 rotation_loss |x| lever               x~ for x' in -2 x.c
+/// + 2 kSplitLoss part reach                 the halves of x~ and c
+/// + distance_loss (part + reach + r)^2      the rest
+/// The absolute term stands for products that underflow: norms below 1e-19 may come as 0, which
+/// takes less than 1e-3 * 1e-19 * reach away; that exceeds the last term only where reach is
+/// below 1e-15.
+QUARRY_HD inline float safe_gap(int d, int dsub, int bits, float whole, float part,
+                                const Subspace& of) {
+  constexpr float kTwice = 2 * kSlack * kSlack;
+  const float loss = rotation_loss(d) * whole;
+  const float all = part + of.reach + loss * of.spread;
+  const float off = 2 * (loss * of.lever + kSplitLoss * part * of.reach) +
+                    distance_loss(dsub, bits) * (all * all);
+  return all < kMostReach ? kTwice * off + 1e-30f : INFINITY;
 }
 
 }  // namespace quarry::cuda

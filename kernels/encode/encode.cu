@@ -111,12 +111,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const Shared sh(memory, ix, shape.tiling);
   const KeySource source{ix, p.keys, block_table_row(p.step, b), st.slot, head, shape.wide};
-  const std::int64_t book =
-      std::int64_t{codebook_of(ix, st.slot)} * ix.num_kv_heads + head;
+  const std::int64_t book = std::int64_t{codebook_of(ix, st.slot)} * ix.num_kv_heads + head;
   const int m = ix.num_subspaces, stride = tile_stride(ix.head_dim);
   const std::int32_t tiles = shape.tiling.tiles(st.begin, st.n);
-  for (auto i = static_cast<std::int32_t>(blockIdx.x % shape.tiles); i < tiles;
-       i += shape.tiles) {
+  for (auto i = static_cast<std::int32_t>(blockIdx.x % shape.tiles); i < tiles; i += shape.tiles) {
     const Tile tile = shape.tiling.tile(st.begin, st.n, i);
     if (tile.count == 0) continue;
     const int rows = (tile.count + kRows - 1) / kRows * kRows;
@@ -124,8 +122,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         source, rows, [&](int k) { return k < tile.count ? tile.first + k : -1; }, sh.xs);
     __syncthreads();
     if (ix.block_size > 0) {
-      subtract_means<E>(source, shape.tiling, tile, sh.xs, sh.means,
-                        MeanStore{source});
+      subtract_means<E>(source, shape.tiling, tile, sh.xs, sh.means, MeanStore{source});
       __syncthreads();
     }
     const float* xs = sh.xs;
@@ -170,12 +167,10 @@ Tiling tiling_of(const IndexView& ix, std::int32_t keys) {
 
 template <typename E, int kRows>
 Status launch_encode(const EncodeParams& p, const Shape& shape, const Launch& launch) {
-  const dim3 grid(static_cast<unsigned>(shape.tiles) *
-                  static_cast<unsigned>(p.index.num_kv_heads) *
+  const dim3 grid(static_cast<unsigned>(shape.tiles) * static_cast<unsigned>(p.index.num_kv_heads) *
                   static_cast<unsigned>(p.step.batch_size));
   const std::size_t bytes = Shared(nullptr, p.index, shape.tiling).bytes;
-  return launch_kernel<encode_kernel<E, kRows>>("encode", launch, grid, kThreads, bytes, p,
-                                                shape);
+  return launch_kernel<encode_kernel<E, kRows>>("encode", launch, grid, kThreads, bytes, p, shape);
 }
 
 template <int kTiles, int kUnits>
@@ -183,14 +178,13 @@ Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t t
                      std::size_t bytes, const Launch& launch) {
   // Two thread blocks a multiprocessor, as far as shared memory lets them, shared out evenly:
   // what each loads of rotation and codebook is then read for as many tiles as can be.
-  const std::int32_t resident = launch.num_multiprocessors * (bytes > 112 * 1024 ? 1 : 2);
+  const std::int32_t resident = launch.num_multiprocessors * (bytes > 113 * 1024 ? 1 : 2);
   std::int32_t blocks = resident / (p.index.num_kv_heads * p.step.batch_size);
   blocks = blocks < 1 ? 1 : blocks > tiles ? tiles : blocks;
   const dim3 grid(static_cast<unsigned>(blocks) * static_cast<unsigned>(p.index.num_kv_heads) *
                   static_cast<unsigned>(p.step.batch_size));
-  return launch_kernel<encode_tensor_kernel<kTiles, kUnits>>("encode", launch, grid,
-                                                             kTensorThreads, bytes, p, tiling,
-                                                             blocks, wide);
+  return launch_kernel<encode_tensor_kernel<kTiles, kUnits>>("encode", launch, grid, kTensorThreads,
+                                                             bytes, p, tiling, blocks, wide);
 }
 
 // A prefill on tensor cores; *served tells whether the shape is one of theirs.
@@ -202,8 +196,8 @@ Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& la
   const Tiling tiling{kTensorKeys, ix.block_size, ix.encode_from};
   const std::size_t bytes = TensorShared(nullptr, ix, tiling).bytes;
   int most = 0;
-  if (cudaError_t e = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                             launch.device);
+  if (cudaError_t e =
+          cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, launch.device);
       e != cudaSuccess) {
     return to_status(e, "encode: cudaDeviceGetAttribute");
   }
@@ -248,9 +242,11 @@ Status encode(const EncodeParams& p, const Launch& launch) noexcept {
     if (shape.tiles == 0) return {};
   } else {
     shape.tiling = tiling_of(ix, 16);
-    const std::int32_t blocks = ix.block_size > 0 ? (p.step.query_tokens - 1) / ix.block_size + 1 : 0;
-    shape.tiles = ix.block_size > 0 ? shape.tiling.tiles(0, blocks * ix.block_size)
-                                    : shape.tiling.tiles(0, p.step.query_tokens);
+    std::int32_t positions = p.step.query_tokens;
+    if (ix.block_size > 0) {
+      positions = ((positions - 1) / ix.block_size + 1) * ix.block_size;
+    }
+    shape.tiles = shape.tiling.tiles(0, positions);
     // encode_from clips no tile here: it only makes them shorter.
   }
   return with_dtype(p.keys.dtype, [&](auto element) {

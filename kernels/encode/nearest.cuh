@@ -26,8 +26,7 @@ struct NearestInput {
 
 /// Distance, then id, as one number to minimise.
 __host__ __device__ inline unsigned long long nearest_key(float distance, int id) {
-  return static_cast<unsigned long long>(distance_key(distance)) << 32 |
-         static_cast<unsigned>(id);
+  return static_cast<unsigned long long>(distance_key(distance)) << 32 | static_cast<unsigned>(id);
 }
 
 /// One subvector against all centroids, kAtOnce of them in flight.

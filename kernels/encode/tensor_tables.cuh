@@ -14,23 +14,32 @@ namespace quarry::cuda {
 constexpr int kTensorThreads = 256;
 constexpr int kTensorKeys = 64;  // four row groups of 16 by two halves of the dimensions
 
+/// A tile's rows lie kDim apart; chunk c (of four floats) of row k at c ^ swizzle(k). Rows
+/// that a warp reads together, in one column, then fall into distinct banks.
+__device__ __forceinline__ int swizzle(int row) { return ((row & 1) << 2) | (row & 2); }
+
 /// Dynamic shared memory. The code that counts it carves it.
 struct TensorShared {
   uint4* rotation;        ///< [d / 16][d / 8][lane]: b of an mma, two high and two low words
-  uint2* centroids;       ///< [m][ksub / 8][dsub / 8][lane]: b, high and low
-  float* xs;              ///< [64][stride]
+  uint2* centroids;       ///< [m][ksub / 8][dsub / 8][lane]: b of -2 c, high and low
+  float* xs;              ///< [64][d], swizzled
   float* means;           ///< [blocks of a tile][d]
   float* norms;           ///< [m][ksub]: |c|^2
-  unsigned* reach;        ///< [m]: bits of the largest |c|^2, which order as it does; NaN most
+  unsigned* reach;        ///< [m]: bits of the largest |c|, which order as it does; NaN most
+  unsigned* lever;        ///< [m]: bits of the largest sum_j |R_j| |c_j|
   float* spread;          ///< [m]
-  float* subvectors;      ///< [warps][64]: rotated again, exactly
+  float* subvectors;      ///< [warps][32, or dsub]: rotated again, exactly
+  std::int64_t* key_at;   ///< [64]: the next tile's rows, element offsets; kNoRow
+  std::int64_t* code_at;  ///< [64]: this tile's codes, byte offsets; kNoRow
+  Tile* tiles;            ///< [2]: this one and the next, in turn
   int* num_ties;
-  std::uint16_t* ties;    ///< [64 * m]: row * m + s
-  std::uint8_t* codes;    ///< [64][m]
+  std::uint16_t* ties;  ///< [64 * m]: row * m + s
+  std::uint8_t* codes;  ///< [64][m]
   std::size_t bytes = 0;
 
-  __host__ __device__ TensorShared(unsigned char* base, const IndexView& ix,
-                                   const Tiling& tiling) {
+  static constexpr std::int64_t kNoRow = INT64_MIN;
+
+  __host__ __device__ TensorShared(unsigned char* base, const IndexView& ix, const Tiling& tiling) {
     const auto take = [&](std::int64_t count, std::int64_t size) {
       unsigned char* const here = base == nullptr ? nullptr : base + bytes;
       bytes += static_cast<std::size_t>((count * size + 15) / 16 * 16);
@@ -39,13 +48,17 @@ struct TensorShared {
     const std::int64_t d = ix.head_dim, m = ix.num_subspaces, ksub = ix.ksub;
     rotation = reinterpret_cast<uint4*>(take(ix.rotation != nullptr ? d * d / 4 : 0, 16));
     centroids = reinterpret_cast<uint2*>(take(d * ksub / 2, 8));
-    xs = reinterpret_cast<float*>(take(std::int64_t{kTensorKeys} * tile_stride(ix.head_dim), 4));
-    means = reinterpret_cast<float*>(
-        take(ix.block_size > 0 ? tiling.blocks_per_tile() * d : 0, 4));
+    xs = reinterpret_cast<float*>(take(kTensorKeys * d, 4));
+    means = reinterpret_cast<float*>(take(ix.block_size > 0 ? tiling.blocks_per_tile() * d : 0, 4));
     norms = reinterpret_cast<float*>(take(m * ksub, 4));
     reach = reinterpret_cast<unsigned*>(take(m, 4));
+    lever = reinterpret_cast<unsigned*>(take(m, 4));
     spread = reinterpret_cast<float*>(take(m, 4));
-    subvectors = reinterpret_cast<float*>(take(kTensorThreads / 32 * 64, 4));
+    subvectors =
+        reinterpret_cast<float*>(take(kTensorThreads / 32 * (ix.dsub > 32 ? ix.dsub : 32), 4));
+    key_at = reinterpret_cast<std::int64_t*>(take(kTensorKeys, 8));
+    code_at = reinterpret_cast<std::int64_t*>(take(kTensorKeys, 8));
+    tiles = reinterpret_cast<Tile*>(take(2, sizeof(Tile)));
     num_ties = reinterpret_cast<int*>(take(1, 4));
     ties = reinterpret_cast<std::uint16_t*>(take(kTensorKeys * m, 2));
     codes = take(kTensorKeys * m, 1);
@@ -57,8 +70,9 @@ __device__ inline void load_tables(const IndexView& ix, const float* __restrict_
                                    const float* __restrict__ codebook, const TensorShared& sh) {
   const int d = ix.head_dim, m = ix.num_subspaces, ksub = ix.ksub, dsub = ix.dsub;
   const auto tid = static_cast<int>(threadIdx.x);
-  for (int i = tid; i < m; i += kTensorThreads) sh.reach[i] = 0;
+  for (int i = tid; i < m; i += kTensorThreads) sh.reach[i] = sh.lever[i] = 0;
   __syncthreads();
+#pragma unroll 4
   for (int i = tid; rotation != nullptr && i < d * d / 4; i += kTensorThreads) {
     const int lane = i % 32, tile = i / 32 % (d / 8), step = i / 32 / (d / 8);
     // Depth 2t, 2t+1, 2t+8, 2t+9 of the mma is dimension 4t .. 4t+3 of the step: any order
@@ -69,75 +83,116 @@ __device__ inline void load_tables(const IndexView& ix, const float* __restrict_
     split2(__ldg(r + 2 * d), __ldg(r + 3 * d), &b.y, &b.w);
     sh.rotation[i] = b;
   }
+#pragma unroll 4
   for (int i = tid; i < d * ksub / 2; i += kTensorThreads) {
     const int lane = i % 32, unit = i / 32 % (dsub / 8), rest = i / 32 / (dsub / 8);
     const int group = rest % (ksub / 8);
-    const float* c = codebook + (rest / (ksub / 8) * dsub + unit * 8 + lane % 4 * 2) * ksub + group * 8 + lane / 4;
+    const int dim = rest / (ksub / 8) * dsub + unit * 8 + lane % 4 * 2;
+    const float* c = codebook + dim * ksub + group * 8 + lane / 4;
     uint2 b;
-    split2(__ldg(c), __ldg(c + ksub), &b.x, &b.y);
+    split2(-2 * __ldg(c), -2 * __ldg(c + ksub), &b.x, &b.y);
     sh.centroids[i] = b;
   }
-  for (int i = tid; i < m * ksub; i += kTensorThreads) {
-    const float* c = codebook + i / ksub * dsub * ksub + i % ksub;
-    float norm = 0;
-    for (int j = 0; j < dsub; ++j) norm = fmaf(__ldg(c + j * ksub), __ldg(c + j * ksub), norm);
-    sh.norms[i] = norm;
-    atomicMax(sh.reach + i / ksub, __float_as_uint(norm) & 0x7fffffffu);
-  }
-  // Eight threads a subspace, of which a head_dim of 128 has 16 at most.
-  const int s = tid / 8;
-  float sum = 0;
-  for (int i = tid % 8; rotation != nullptr && s < m && i < d; i += 8) {
-    for (int j = s * dsub; j < (s + 1) * dsub; ++j) {
-      sum = fmaf(__ldg(rotation + i * d + j), __ldg(rotation + i * d + j), sum);
+  float* const columns = sh.xs;  // |R_j|, for as long as no tile is there
+  for (int j = tid; j < d; j += kTensorThreads) {
+    float sum = 0;
+#pragma unroll 16
+    for (int i = 0; rotation != nullptr && i < d; ++i) {
+      const float r = __ldg(rotation + i * d + j);
+      sum = fmaf(r, r, sum);
     }
+    columns[j] = sqrtf(sum);
   }
-  for (int step = 1; step < 8; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-  if (s < m && tid % 8 == 0) sh.spread[s] = sqrtf(sum);
+  __syncthreads();
+  for (int i = tid; i < m * ksub; i += kTensorThreads) {
+    const int s = i / ksub;
+    const float* c = codebook + s * dsub * ksub + i % ksub;
+    float norm = 0, lever = 0;
+#pragma unroll 8
+    for (int j = 0; j < dsub; ++j) {
+      const float v = __ldg(c + j * ksub);
+      norm = fmaf(v, v, norm);
+      lever = fmaf(fabsf(v), columns[s * dsub + j], lever);
+    }
+    sh.norms[i] = norm;
+    atomicMax(sh.reach + s, __float_as_uint(norm) & 0x7fffffffu);
+    atomicMax(sh.lever + s, __float_as_uint(lever) & 0x7fffffffu);
+  }
+  for (int s = tid; s < m; s += kTensorThreads) {
+    float sum = 0;
+    for (int j = s * dsub; j < (s + 1) * dsub; ++j) sum = fmaf(columns[j], columns[j], sum);
+    sh.spread[s] = sqrtf(sum);
+  }
+  // The reach is a square no more from here on.
+  __syncthreads();
+  for (int i = tid; i < m; i += kTensorThreads) {
+    sh.reach[i] = __float_as_uint(sqrtf(__uint_as_float(sh.reach[i])));
+  }
 }
 
-/// The near ties once more, exactly; a warp takes as many as its lanes hold dimensions of.
-__device__ inline void settle_ties(const IndexView& ix, const float* __restrict__ rotation,
-                                   const float* __restrict__ codebook, const TensorShared& sh) {
-  const int d = ix.head_dim, m = ix.num_subspaces, ksub = ix.ksub, dsub = ix.dsub;
+/// The near ties once more, exactly; a warp takes as many as its lanes hold dimensions of,
+/// each a group of lanes: first a lane a dimension, then a lane a centroid.
+template <int kTiles, int kUnits>
+__device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ rotation,
+                                            const float* __restrict__ codebook,
+                                            const TensorShared& sh) {
+  constexpr int kDim = 16 * kTiles, kSub = 8 * kUnits, kSubspaces = kDim / kSub;
+  constexpr int kWidth = kSub < 32 ? kSub : 32, kAtOnce = 32 / kWidth;
+  constexpr int kLoads =
+      kUnits <= 2 ? 32 : 16;  // in flight: the rotation comes from the second level cache
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int width = dsub < 32 ? dsub : 32, at_once = 32 / width;
-  const int ties = *sh.num_ties, stride = tile_stride(d);
-  float* const mine = sh.subvectors + warp * 64;
-  for (int first = warp * at_once; first < ties; first += kTensorThreads / 32 * at_once) {
-    const int own = first + lane / width;
-    if (own < ties) {
-      const float* x = sh.xs + sh.ties[own] / m * stride;
-      for (int j = lane % width; j < dsub; j += width) {
-        const int column = sh.ties[own] % m * dsub + j;
-        float v = x[column];
-        if (rotation != nullptr) {
-          v = 0;
-#pragma unroll 8
-          for (int i = 0; i < d; ++i) v = fmaf(x[i], __ldg(rotation + i * d + column), v);
+  const int ties = *sh.num_ties;
+  float* const mine =
+      sh.subvectors + warp * (kWidth * kAtOnce > kSub ? 32 : kSub) + lane / kWidth * kSub;
+  for (int first = warp * kAtOnce; first < ties; first += kTensorThreads / 32 * kAtOnce) {
+    const int own = first + lane / kWidth;
+    const int item = sh.ties[own < ties ? own : first];  // lanes without one repeat the first
+    const int row = item / kSubspaces, s = item % kSubspaces, twist = swizzle(row);
+    const float* x = sh.xs + row * kDim;
+    for (int j = lane % kWidth; j < kSub; j += kWidth) {
+      const int column = s * kSub + j;
+      float v = 0;
+      if (rotation == nullptr) {
+        v = x[((column / 4) ^ twist) * 4 + column % 4];
+      } else {
+        const float* from = rotation + column;
+#pragma unroll 1
+        for (int i = 0; i < kDim; i += kLoads, from += kLoads * kDim) {
+          float r[kLoads];
+#pragma unroll
+          for (int l = 0; l < kLoads; ++l) r[l] = __ldg(from + l * kDim);
+#pragma unroll
+          for (int l = 0; l < kLoads; l += 4) {
+            const float4 u = *reinterpret_cast<const float4*>(x + (((i + l) / 4) ^ twist) * 4);
+            v = fmaf(u.x, r[l], v);
+            v = fmaf(u.y, r[l + 1], v);
+            v = fmaf(u.z, r[l + 2], v);
+            v = fmaf(u.w, r[l + 3], v);
+          }
         }
-        mine[lane / width * dsub + j] = v;
       }
+      mine[j] = v;
     }
     __syncwarp();
-    for (int item = 0; item < at_once && first + item < ties; ++item) {
-      const float* c = codebook + sh.ties[first + item] % m * dsub * ksub;
-      unsigned long long best = ~0ull;
-      for (int id = lane; id < ksub; id += 32) {
-        float sum = 0;
-        for (int j = 0; j < dsub; ++j) {
-          const float diff = mine[item * dsub + j] - __ldg(c + j * ksub + id);
-          sum = fmaf(diff, diff, sum);
-        }
-        const unsigned long long key = nearest_key(sum, id);
-        best = key < best ? key : best;
+    const float* c = codebook + s * kSub * ksub;
+    unsigned long long best = ~0ull;
+#pragma unroll 2
+    for (int id = lane % kWidth; id < ksub; id += kWidth) {
+      float sum = 0;
+#pragma unroll 16
+      for (int j = 0; j < kSub; ++j) {
+        const float diff = mine[j] - __ldg(c + j * ksub + id);
+        sum = fmaf(diff, diff, sum);
       }
-      for (int step = 16; step > 0; step /= 2) {
-        const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, step);
-        best = other < best ? other : best;
-      }
-      if (lane == 0) sh.codes[sh.ties[first + item]] = static_cast<std::uint8_t>(best);
+      const unsigned long long key = nearest_key(sum, id);
+      best = key < best ? key : best;
     }
+#pragma unroll
+    for (int step = kWidth / 2; step > 0; step /= 2) {
+      const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, step);
+      best = other < best ? other : best;
+    }
+    if (lane % kWidth == 0 && own < ties) sh.codes[item] = static_cast<std::uint8_t>(best);
     __syncwarp();  // before the next round writes `mine`
   }
 }

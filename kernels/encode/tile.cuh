@@ -134,20 +134,27 @@ __device__ void rotate(const float* __restrict__ rotation, int d, int rows,
     float4 acc[kKeys];
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) acc[k] = make_float4(0, 0, 0, 0);
-#pragma unroll 1  // four steps hold enough in flight; more would spill
-    for (int i = 0; i < d; i += 4) {
-      const float4 row[4] = {__ldg(r + i * quads), __ldg(r + (i + 1) * quads),
-                             __ldg(r + (i + 2) * quads), __ldg(r + (i + 3) * quads)};
+    // Rows in flight: with few keys there is little else to hide their latency behind, with
+    // many more would spill. d is a multiple of eight.
+    constexpr int kAhead = kKeys <= 2 ? 8 : 4;
+#pragma unroll 1
+    for (int i = 0; i < d; i += kAhead) {
+      float4 row[kAhead];
+#pragma unroll
+      for (int l = 0; l < kAhead; ++l) row[l] = __ldg(r + (i + l) * quads);
 #pragma unroll
       for (int k = 0; k < kKeys; ++k) {
-        const float4 v = *reinterpret_cast<const float4*>(x + k * stride + i);
-        const float u[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int l = 0; l < 4; ++l) {
-          acc[k].x = fmaf(u[l], row[l].x, acc[k].x);
-          acc[k].y = fmaf(u[l], row[l].y, acc[k].y);
-          acc[k].z = fmaf(u[l], row[l].z, acc[k].z);
-          acc[k].w = fmaf(u[l], row[l].w, acc[k].w);
+        for (int h = 0; h < kAhead; h += 4) {
+          const float4 v = *reinterpret_cast<const float4*>(x + k * stride + i + h);
+          const float u[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+          for (int l = 0; l < 4; ++l) {
+            acc[k].x = fmaf(u[l], row[h + l].x, acc[k].x);
+            acc[k].y = fmaf(u[l], row[h + l].y, acc[k].y);
+            acc[k].z = fmaf(u[l], row[h + l].z, acc[k].z);
+            acc[k].w = fmaf(u[l], row[h + l].w, acc[k].w);
+          }
         }
       }
     }
@@ -172,7 +179,8 @@ __host__ __device__ inline float augmentation(float phi, float norm) {
 
 /// The tile's codes [count][m] into the index, two a byte where they fit; consecutive threads
 /// write consecutive positions.
-__device__ inline void store_codes(const KeySource& source, const Tile& tile, const std::uint8_t* codes) {
+__device__ inline void store_codes(const KeySource& source, const Tile& tile,
+                                   const std::uint8_t* codes) {
   const IndexView& ix = source.ix;
   const int m = ix.num_subspaces;
   for (int item = static_cast<int>(threadIdx.x); item < tile.count * ix.code_bytes;

@@ -14,14 +14,14 @@
 namespace quarry::cuda {
 
 constexpr int kAssignThreads = 256;
-constexpr int kTileSamples = 128;     // a warp takes 16
-constexpr int kTilesPerBlock = 4;     // share one load of the centroids
+constexpr int kTileSamples = 128;  // a warp takes 16
+constexpr int kTilesPerBlock = 4;  // share one load of the centroids
 constexpr int kChunkCentroids = 64;
 constexpr int kChunkDims = 64;
 constexpr int kRowHalves = kChunkDims + 8;  // rows 16 bytes off each other's banks
 
 struct AssignShared {
-  __nv_bfloat16 x[2][kTileSamples][kRowHalves];     // high and low part
+  __nv_bfloat16 x[2][kTileSamples][kRowHalves];  // high and low part
   __nv_bfloat16 c[2][kChunkCentroids][kRowHalves];
   float norms[4][kChunkCentroids];
 };
@@ -33,8 +33,8 @@ __device__ __forceinline__ void store8(__nv_bfloat16* to, const __nv_bfloat16 (&
 
 /// Dimensions [0, dims) of kTileSamples samples, zeros past them and past `count` samples.
 template <typename S>
-__device__ void load_samples(AssignShared& sh, const typename S::Bits* __restrict__ from,
-                             int dcent, std::int32_t count, int dims) {
+__device__ void load_samples(AssignShared& sh, const typename S::Bits* __restrict__ from, int dcent,
+                             std::int32_t count, int dims) {
   const bool wide = dcent % 8 == 0;  // then rows and slices are aligned to 16 bytes
   const int eighths = (dims + 15) / 16 * 2;
 #pragma unroll 4
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kAssignThreads, 2)
       samples_of(p, static_cast<std::int32_t>(blockIdx.y) / ix.num_subspaces);
   const int dcent = ix.dcent, ksub = ix.ksub;
   const float* centroids = p.centroids + problem * dcent * ksub;
-  const auto* samples = reinterpret_cast<const typename S::Bits*>(p.samples) +
-                        problem * p.max_samples * dcent;
+  const auto* samples =
+      reinterpret_cast<const typename S::Bits*>(p.samples) + problem * p.max_samples * dcent;
   const int tid = static_cast<int>(threadIdx.x), lane = tid & 31, warp = tid >> 5;
   const int chunks = (ksub + kChunkCentroids - 1) / kChunkCentroids;
   const int slices = (dcent + kChunkDims - 1) / kChunkDims;
@@ -103,9 +103,9 @@ __global__ void __launch_bounds__(kAssignThreads, 2)
           const int id = chunk * kChunkCentroids + c;
           float norm = slice == 0 ? 0.0f : sh.norms[quarter][c];
           for (int j = quarter; j < padded; j += 4) {
-            const float v =
-                id < ksub && j < dims ? centroids[static_cast<std::int64_t>(j0 + j) * ksub + id]
-                                      : 0.0f;
+            const float v = id < ksub && j < dims
+                                ? centroids[static_cast<std::int64_t>(j0 + j) * ksub + id]
+                                : 0.0f;
             split(v, &sh.c[0][c][j], &sh.c[1][c][j]);
             norm = fmaf(v, v, norm);
           }
@@ -144,8 +144,7 @@ __global__ void __launch_bounds__(kAssignThreads, 2)
         for (int col = 0; col < 2; ++col) {
           const int c = n * 8 + lane % 4 * 2 + col, id = chunk * kChunkCentroids + c;
           if (id >= ksub) continue;
-          const float norm =
-              (sh.norms[0][c] + sh.norms[1][c]) + (sh.norms[2][c] + sh.norms[3][c]);
+          const float norm = (sh.norms[0][c] + sh.norms[1][c]) + (sh.norms[2][c] + sh.norms[3][c]);
 #pragma unroll
           for (int row = 0; row < 2; ++row) {
             const float v = fmaf(-2.0f, acc[n][row * 2 + col], norm);

@@ -21,8 +21,7 @@ struct SampleShared {
   float* means;    ///< [blocks of a tile][d]
   std::size_t bytes = 0;
 
-  __host__ __device__ SampleShared(unsigned char* base, const IndexView& ix,
-                                   const Tiling& tiling) {
+  __host__ __device__ SampleShared(unsigned char* base, const IndexView& ix, const Tiling& tiling) {
     const auto take = [&](std::size_t size) {
       unsigned char* const here = base == nullptr ? nullptr : base + bytes;
       bytes += (size + 15) / 16 * 16;
@@ -33,21 +32,26 @@ struct SampleShared {
                              static_cast<std::size_t>(tile_stride(ix.head_dim)) * 4;
     xs = take(tile);
     ys = take(ix.rotation != nullptr ? tile : 0);
-    means = take(ix.block_size > 0
-                     ? static_cast<std::size_t>(tiling.blocks_per_tile()) * d * 4
-                     : 0);
+    means =
+        take(ix.block_size > 0 ? static_cast<std::size_t>(tiling.blocks_per_tile()) * d * 4 : 0);
   }
 };
 
 /// Rotates the tile where there are rotations; the rows to go on with.
 template <int kRows>
-__device__ const float* rotated(const IndexView& ix, std::int32_t slot, std::int32_t head,
-                                int rows, const SampleShared& sh) {
+__device__ const float* rotated(const IndexView& ix, std::int32_t slot, std::int32_t head, int rows,
+                                const SampleShared& sh) {
   if (ix.rotation == nullptr) return sh.xs;
   const std::int64_t book = std::int64_t{codebook_of(ix, slot)} * ix.num_kv_heads + head;
   rotate<kRows>(ix.rotation + book * ix.head_dim * ix.head_dim, ix.head_dim, rows, sh.xs, sh.ys);
   __syncthreads();
   return sh.ys;
+}
+
+/// Whether the slot has a codebook that training must leave. Nothing before `choose` changes
+/// the answer; later kernels ask finite_counts.
+__device__ inline bool keeps_codebook(const TrainParams& p) {
+  return p.keep_codebook && p.index.has_codebook[p.step.fixed_slot] != 0;
 }
 
 /// Grid (1): the least of all |x|^2, for survey's maxima.
@@ -70,20 +74,20 @@ __global__ void __launch_bounds__(kSampleThreads)
   __shared__ int finite[64];
   wait_for_predecessor();
   let_successor_start();
+  if (keeps_codebook(a.p)) return;
   const IndexView& ix = a.p.index;
   const auto head = static_cast<std::int32_t>(blockIdx.y);
   const std::int32_t slot = a.p.step.fixed_slot;
   const KeySource source{ix, a.p.keys, block_table_row(a.p.step, 0), slot, head, wide};
   const SampleShared sh(memory, ix, tiling);
   const int d = ix.head_dim, m = ix.num_subspaces, stride = tile_stride(d), quads = d / 4;
-  const Tile tile = tiling.tile(ix.encode_from, a.p.step.fixed_length,
-                                static_cast<std::int32_t>(blockIdx.x));
+  const Tile tile =
+      tiling.tile(ix.encode_from, a.p.step.fixed_length, static_cast<std::int32_t>(blockIdx.x));
   if (tile.count == 0) return;
   const auto tid = static_cast<int>(threadIdx.x);
   const int rows = (tile.count + 7) / 8 * 8;
   if (tid < rows) {
-    finite[tid] = tid < tile.count &&
-                  page_of(ix, source.table, slot, tile.first + tid) >= 0;
+    finite[tid] = tid < tile.count && page_of(ix, source.table, slot, tile.first + tid) >= 0;
   }
   load_keys<E>(
       source, rows, [&](int k) { return k < tile.count ? tile.first + k : -1; }, sh.xs);
@@ -121,7 +125,27 @@ __global__ void __launch_bounds__(kSampleThreads)
 
 constexpr int kChooseThreads = 1024;
 
-/// Grid (Hkv): finite_counts, and the positions that are kept, ascending.
+/// Flags [i, i + 16) of a row, a byte each, 0 from `end` on. `wide`: aligned to 16 bytes.
+__device__ inline void load_flags(const std::uint8_t* row, std::int64_t i, std::int64_t end,
+                                  bool wide, std::uint32_t (&words)[4]) {
+  if (wide && i + 16 <= end) {
+    const uint4 v = *reinterpret_cast<const uint4*>(row + i);
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+    return;
+  }
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    words[w] = 0;
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      const std::int64_t at = i + w * 4 + b;
+      if (at < end) words[w] |= std::uint32_t{row[at]} << b * 8;
+    }
+  }
+}
+
+/// Grid (Hkv): finite_counts, and the positions that are kept, ascending: of the finite ones
+/// those of rank floor(i * count / kept). A count of -1: the slot's codebook stays.
 static __global__ void __launch_bounds__(kChooseThreads)
     choose_kernel(const __grid_constant__ TrainArgs a) {
   using Scan = cub::BlockScan<std::int32_t, kChooseThreads>;
@@ -130,21 +154,35 @@ static __global__ void __launch_bounds__(kChooseThreads)
   let_successor_start();
   const TrainParams& p = a.p;
   const auto head = static_cast<std::int32_t>(blockIdx.x);
+  if (keeps_codebook(p)) {
+    if (threadIdx.x == 0) p.finite_counts[head] = -1;
+    return;
+  }
   const std::uint8_t* finite = a.finite + std::int64_t{head} * p.index.max_seq_len;
-  const std::int32_t each = (p.num_positions + kChooseThreads - 1) / kChooseThreads;
-  const std::int64_t first = std::int64_t{each} * threadIdx.x;
+  const bool wide = p.index.max_seq_len % 16 == 0;
+  constexpr std::int32_t kStep = kChooseThreads * 16;
+  const std::int64_t each = (std::int64_t{p.num_positions} + kStep - 1) / kStep * 16;
+  const std::int64_t first = each * threadIdx.x;
   const std::int64_t end = first + each < p.num_positions ? first + each : p.num_positions;
   std::int32_t mine = 0, rank = 0, count = 0;
-  for (std::int64_t i = first; i < end; ++i) mine += finite[i];
+  std::uint32_t words[4];
+  for (std::int64_t i = first; i < end; i += 16) {
+    load_flags(finite, i, end, wide, words);
+    mine += __popc(words[0]) + __popc(words[1]) + __popc(words[2]) + __popc(words[3]);
+  }
   Scan(temp).ExclusiveSum(mine, rank, count);
   if (threadIdx.x == 0) p.finite_counts[head] = count;
   const std::int32_t kept = count < p.max_samples ? count : p.max_samples;
-  for (std::int64_t i = first; i < end; ++i) {
-    if (finite[i] == 0) continue;
-    const std::int32_t sample = sample_of_rank(rank++, count, kept);
-    if (sample >= 0) {
-      p.sample_positions[std::int64_t{head} * p.max_samples + sample] =
-          p.index.encode_from + static_cast<std::int32_t>(i);
+  if (mine == 0) return;
+  SampleWalk walk(rank, count, kept);
+  std::int32_t* positions = p.sample_positions + std::int64_t{head} * p.max_samples;
+  for (std::int64_t i = first; i < end; i += 16) {
+    load_flags(finite, i, end, wide, words);
+#pragma unroll
+    for (int b = 0; b < 16; ++b) {
+      if ((words[b / 4] >> b % 4 * 8 & 1u) == 0) continue;
+      const std::int32_t sample = walk.take(rank++);
+      if (sample >= 0) positions[sample] = p.index.encode_from + static_cast<std::int32_t>(i) + b;
     }
   }
 }
@@ -183,10 +221,8 @@ __global__ void __launch_bounds__(kSampleThreads)
   const std::int32_t left = samples_of(p, head) - first;
   const std::int32_t count = left < tiling.keys ? left : tiling.keys;
   if (count <= 0) return;
-  const std::int32_t* positions =
-      p.sample_positions + std::int64_t{head} * p.max_samples + first;
-  const KeySource source{ix,   p.keys, block_table_row(p.step, 0), p.step.fixed_slot, head,
-                         wide};
+  const std::int32_t* positions = p.sample_positions + std::int64_t{head} * p.max_samples + first;
+  const KeySource source{ix, p.keys, block_table_row(p.step, 0), p.step.fixed_slot, head, wide};
   const SampleShared sh(memory, ix, tiling);
   const int d = ix.head_dim, m = ix.num_subspaces, stride = tile_stride(d);
   const int rows = (count + 7) / 8 * 8;

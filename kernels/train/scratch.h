@@ -16,9 +16,9 @@ constexpr std::int32_t kPartSamples = 2048;
 /// A head and subspace is a problem: problem = head * m + s. Samples lie in
 /// TrainParams::samples as [problem][max_samples][dcent] of the storage type.
 struct TrainScratch {
-  std::uint8_t* finite;  ///< [Hkv][max_seq_len]: of position encode_from + i
-  float* means;          ///< [Hkv][max_seq_len / block_size][d], rounded; with blocks alone
-  float* part_sums;      ///< [parts][problems][dcent][ksub]
+  std::uint8_t* finite;       ///< [Hkv][max_seq_len]: of position encode_from + i
+  float* means;               ///< [Hkv][max_seq_len / block_size][d], rounded; with blocks alone
+  float* part_sums;           ///< [parts][problems][dcent][ksub]
   std::int32_t* part_counts;  ///< [parts][problems][ksub]
   std::size_t bytes = 0;
 
@@ -52,12 +52,41 @@ struct TrainArgs {
   std::int32_t* part_counts;
 };
 
-/// The rank, among `count` finite positions, of which every kept one is floor(i * count /
-/// kept): the sample i that position of rank `rank` is, or -1.
+/// Walks ranks among `count` finite positions in ascending order; of them `kept`, at most
+/// count, are samples: sample i has rank floor(i * count / kept). Its rank comes from a running
+/// remainder, since a division for each would take longer than all the rest.
+struct SampleWalk {
+  std::int32_t count, kept;
+  std::int32_t sample;  ///< the next one
+  std::int32_t rank;    ///< its rank
+  std::int32_t remainder;
+
+  /// At the first sample of rank `from` or a higher one.
+  QUARRY_HD SampleWalk(std::int32_t from, std::int32_t count_, std::int32_t kept_)
+      : count(count_), kept(kept_) {
+    const std::int64_t first = (std::int64_t{from} * kept + count - 1) / count;
+    sample = static_cast<std::int32_t>(first);
+    rank = static_cast<std::int32_t>(first * count / kept);
+    remainder = static_cast<std::int32_t>(first * count % kept);
+  }
+
+  /// The sample of rank `at`, or -1. Every rank from the first one on is asked for, ascending.
+  QUARRY_HD std::int32_t take(std::int32_t at) {
+    if (at != rank || sample >= kept) return -1;
+    rank += count / kept;
+    remainder += count % kept;  // below 2^31: both are positions
+    if (remainder >= kept) {
+      remainder -= kept;
+      ++rank;
+    }
+    return sample++;
+  }
+};
+
+/// The sample that the finite position of rank `rank` is, or -1.
 QUARRY_HD inline std::int32_t sample_of_rank(std::int32_t rank, std::int32_t count,
                                              std::int32_t kept) {
-  const std::int64_t i = (std::int64_t{rank} * kept + count - 1) / count;
-  return i < kept && i * count / kept == rank ? static_cast<std::int32_t>(i) : -1;
+  return SampleWalk(rank, count, kept).take(rank);
 }
 
 }  // namespace quarry::cuda

@@ -21,8 +21,7 @@ void emit_dense_weights(const EmitParams& p, std::int64_t row, const std::int32_
   if (p.previous_indices != nullptr && p.previous_lengths != nullptr) {
     // The caller's memory: an entry that is no position is passed over, not trusted.
     const std::int32_t* previous = p.previous_indices + row * p.index_stride;
-    const std::int64_t count =
-        std::clamp<std::int64_t>(p.previous_lengths[row], 0, p.index_stride);
+    const std::int64_t count = std::clamp<std::int64_t>(p.previous_lengths[row], 0, p.index_stride);
     for (std::int64_t i = 0; i < count; ++i) {
       if (previous[i] >= 0 && previous[i] < extent) weights[previous[i]] = 0.0f;
     }

@@ -53,8 +53,7 @@ void encode_group(const KeySource& source, std::int32_t first, std::int32_t coun
   for (std::int32_t i = 0; i < count; ++i) {
     const std::int32_t position = first + i;
     const std::int64_t page = page_of(ix, source.table, source.slot, position);
-    std::uint8_t* code =
-        ix.codes + code_offset(ix, page, source.head, position % ix.page_size);
+    std::uint8_t* code = ix.codes + code_offset(ix, page, source.head, position % ix.page_size);
     const std::uint8_t* id = ids + i * m;
     for (std::int32_t byte = 0; byte < ix.code_bytes; ++byte) {
       const std::int32_t s = ix.bits <= 4 ? 2 * byte : byte;
@@ -140,14 +139,17 @@ Status encode(const EncodeParams& p, const Launch& launch) noexcept {
     const std::int64_t book = codebook_of(ix, st.slot);
     const std::int64_t square = static_cast<std::int64_t>(ix.head_dim) * ix.head_dim;
     const KeySource source{
-        ix, p.keys, block_table_row(p.step, b), st.slot, head,
-        ix.rotation == nullptr ? nullptr
-                               : ix.rotation + (book * ix.num_kv_heads + head) * square};
+        ix,
+        p.keys,
+        block_table_row(p.step, b),
+        st.slot,
+        head,
+        ix.rotation == nullptr ? nullptr : ix.rotation + (book * ix.num_kv_heads + head) * square};
     if (ix.block_size > 0) {
       encode_block(source, unit);
     } else {
-      encode_positions(source, std::max(unit * kRun, st.begin),
-                       std::min((unit + 1) * kRun, st.n), nullptr);
+      encode_positions(source, std::max(unit * kRun, st.begin), std::min((unit + 1) * kRun, st.n),
+                       nullptr);
     }
   }
 

@@ -61,8 +61,8 @@ HWY_ATTR void nearest_keys(const float* x, std::int64_t x_stride, const float* c
   for (std::int32_t k = 0; k < kKeys; ++k) {
     const VI least = hn::MinOfLanes(di, best[k]);
     const std::int32_t distance = hn::GetLane(least);
-    const VI id = hn::IfThenElse(hn::Eq(best[k], least),
-                                 hn::Add(best_vector[k], hn::Iota(di, 0)), nan_key);
+    const VI id =
+        hn::IfThenElse(hn::Eq(best[k], least), hn::Add(best_vector[k], hn::Iota(di, 0)), nan_key);
     codes[k * code_stride] = distance == 0x7fffffff
                                  ? std::uint8_t{0}
                                  : static_cast<std::uint8_t>(hn::GetLane(hn::MinOfLanes(di, id)));
@@ -151,14 +151,14 @@ HWY_EXPORT(Nearest);
 HWY_EXPORT(SumClusters);
 
 void nearest(const float* x, std::int32_t count, std::int64_t x_stride, const float* centroids,
-             std::int32_t dcent, std::int32_t ksub, std::uint8_t* codes,
-             std::int64_t code_stride, float* distances) {
-  HWY_DYNAMIC_DISPATCH(Nearest)(x, count, x_stride, centroids, dcent, ksub, codes, code_stride,
-                                distances);
+             std::int32_t dcent, std::int32_t ksub, std::uint8_t* codes, std::int64_t code_stride,
+             float* distances) {
+  HWY_DYNAMIC_DISPATCH(Nearest)
+  (x, count, x_stride, centroids, dcent, ksub, codes, code_stride, distances);
 }
 
-void sum_clusters(const float* x, std::int64_t count, std::int32_t dcent,
-                  const std::uint8_t* codes, double* sums, std::int32_t* counts) {
+void sum_clusters(const float* x, std::int64_t count, std::int32_t dcent, const std::uint8_t* codes,
+                  double* sums, std::int32_t* counts) {
   HWY_DYNAMIC_DISPATCH(SumClusters)(x, count, dcent, codes, sums, counts);
 }
 

@@ -34,8 +34,7 @@ void make_lut(const ScoreParams& p, std::int32_t slot, std::int32_t b, std::int3
   }
   float* lut = p.luts + row_of(p.step, ix.num_query_heads, b, t, h) * ix.num_subspaces * ix.ksub;
   for (std::int32_t s = 0; s < ix.num_subspaces; ++s) {
-    const float* centroids =
-        ix.codebooks + (head * ix.num_subspaces + s) * ix.dcent * ix.ksub;
+    const float* centroids = ix.codebooks + (head * ix.num_subspaces + s) * ix.dcent * ix.ksub;
     product(q + s * ix.dsub, 1, d, centroids, ix.dsub, ix.ksub, lut + s * ix.ksub, ix.ksub);
   }
 }
@@ -98,8 +97,8 @@ void score_page(const ScoreParams& p, std::int64_t row, std::int64_t page, std::
     singly_to(std::min(end, in_tile == 0 ? first : first + ix.tile - in_tile));
     const std::int32_t tiles = (end - position) / ix.tile;
     if (tiles > 0) {
-      score_tiles({ix.codes + code_offset(ix, page, head, position % ix.page_size), tiles,
-                   ix.tile, ix.code_bytes, ix.num_subspaces, ix.bits, ix.group_size,
+      score_tiles({ix.codes + code_offset(ix, page, head, position % ix.page_size), tiles, ix.tile,
+                   ix.code_bytes, ix.num_subspaces, ix.bits, ix.group_size,
                    p.luts + row * ix.num_subspaces * ix.ksub,
                    std::int64_t{ix.num_subspaces} * ix.ksub,
                    ix.block_size > 0 ? p.biases + row * p.bias_stride : nullptr, p.bias_stride,
@@ -117,8 +116,8 @@ void score_range(const ScoreParams& p, const SequenceState& st, std::int32_t b, 
   const std::int64_t row = row_of(p.step, ix.num_query_heads, b, t, head * ix.group_size);
   if (ix.block_size > 0) make_biases(p, st, b, t, head, first, end);
   while (first < end) {
-    const std::int32_t page_end = std::min<std::int64_t>(
-        end, (std::int64_t{first} / ix.page_size + 1) * ix.page_size);
+    const std::int32_t page_end =
+        std::min<std::int64_t>(end, (std::int64_t{first} / ix.page_size + 1) * ix.page_size);
     score_page(p, row, page_of(ix, table, st.slot, first), head, first, page_end);
     first = page_end;
   }

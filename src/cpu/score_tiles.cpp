@@ -59,21 +59,18 @@ HWY_ATTR void score_rows(const TileRun& run, std::int32_t row) {
 
   for (std::int32_t group = 0; group < groups; ++group) {
     const std::int32_t first = group * 16;
-    const std::uint8_t* codes = run.codes +
-                                std::int64_t{first / run.tile} * run.tile * run.code_bytes +
-                                first % run.tile;
+    const std::uint8_t* codes =
+        run.codes + std::int64_t{first / run.tile} * run.tile * run.code_bytes + first % run.tile;
     const std::int32_t position = run.position + first;
     for (std::int32_t v = 0; v < kVectors; ++v) {
       const std::int32_t at = position + v * kLanes;
       const std::int32_t block = run.block_size > 0 ? at / run.block_size : 0;
-      const bool whole =
-          run.block_size == 0 || (at + kLanes - 1) / run.block_size == block;
+      const bool whole = run.block_size == 0 || (at + kLanes - 1) / run.block_size == block;
       VF acc[kRows];
       for (std::int32_t r = 0; r < kRows; ++r) {
         if (whole) {
           // -0 + x is x, bit for bit.
-          acc[r] = hn::Set(
-              df, run.block_size > 0 ? biases[r * run.bias_stride + block] : -0.0f);
+          acc[r] = hn::Set(df, run.block_size > 0 ? biases[r * run.bias_stride + block] : -0.0f);
         } else {
           float lanes[kLanes];
           for (std::int32_t l = 0; l < kLanes; ++l) {

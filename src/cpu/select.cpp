@@ -19,7 +19,7 @@ namespace {
 
 /// How rows are cut and what each piece needs; a function of shapes alone.
 struct Layout {
-  static constexpr std::int32_t kPieces = 64;      // enough for any machine's threads
+  static constexpr std::int32_t kPieces = 64;       // enough for any machine's threads
   static constexpr std::int32_t kShortest = 65536;  // far above K, or merging costs as much
   static constexpr std::size_t kHeader = 64;
 
@@ -178,8 +178,7 @@ Status select(const SelectParams& p, const Launch& launch) noexcept {
       const Span span = span_of(p, piece / layout.chunks);
       const std::int64_t start = span.first + piece % layout.chunks * layout.chunk;
       const std::int64_t end = std::min<std::int64_t>(start + layout.chunk, span.end);
-      Best* best =
-          new (memory(piece)) Best(memory(piece) + Layout::kHeader, layout.capacity, p.k);
+      Best* best = new (memory(piece)) Best(memory(piece) + Layout::kHeader, layout.capacity, p.k);
       if (p.k > 0 && start < end) {
         best->scan(span.scores, static_cast<std::int32_t>(start), static_cast<std::int32_t>(end));
         best->compact();

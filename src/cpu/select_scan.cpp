@@ -81,8 +81,7 @@ HWY_EXPORT(ScanAbove);
 std::int32_t scan_above(const float* scores, std::int32_t i, std::int32_t count,
                         std::uint32_t threshold, std::int32_t room, std::uint32_t* keys,
                         std::int32_t* positions, std::int32_t* found) {
-  return HWY_DYNAMIC_DISPATCH(ScanAbove)(scores, i, count, threshold, room, keys, positions,
-                                         found);
+  return HWY_DYNAMIC_DISPATCH(ScanAbove)(scores, i, count, threshold, room, keys, positions, found);
 }
 
 }  // namespace quarry::cpu

@@ -46,8 +46,8 @@ HWY_INLINE VF load(const void* data, std::int64_t i) {
 }
 
 template <DType kType>
-HWY_ATTR void widen_typed(const void* data, std::int64_t offset, std::int32_t d,
-                          const float* mean, float* out) {
+HWY_ATTR void widen_typed(const void* data, std::int64_t offset, std::int32_t d, const float* mean,
+                          float* out) {
   const DF df;
   std::int32_t i = 0;
   for (; i + kLanes <= d; i += kLanes) {
@@ -62,8 +62,7 @@ HWY_ATTR void widen_typed(const void* data, std::int64_t offset, std::int32_t d,
 }
 
 template <DType kType>
-HWY_ATTR void accumulate_typed(const void* data, std::int64_t offset, std::int32_t d,
-                               float* sum) {
+HWY_ATTR void accumulate_typed(const void* data, std::int64_t offset, std::int32_t d, float* sum) {
   const DF df;
   std::int32_t i = 0;
   for (; i + kLanes <= d; i += kLanes) {

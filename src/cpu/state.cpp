@@ -91,12 +91,10 @@ Status codes(const CodesParams& p, const Launch& launch) noexcept {
         std::fill_n(out, m, std::uint8_t{0});
         continue;
       }
-      const std::uint8_t* code =
-          ix.codes + code_offset(ix, page, head, position % ix.page_size);
+      const std::uint8_t* code = ix.codes + code_offset(ix, page, head, position % ix.page_size);
       for (std::int32_t s = 0; s < m; ++s) {
-        out[s] = ix.bits <= 4
-                     ? static_cast<std::uint8_t>(code[s / 2 * ix.tile] >> s % 2 * 4 & 15)
-                     : code[s * ix.tile];
+        out[s] = ix.bits <= 4 ? static_cast<std::uint8_t>(code[s / 2 * ix.tile] >> s % 2 * 4 & 15)
+                              : code[s * ix.tile];
       }
     }
   }

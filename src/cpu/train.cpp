@@ -39,9 +39,8 @@ struct Groups {
 
   explicit Groups(const TrainParams& p)
       : ix(p.index),
-        end(p.index.block_size > 0
-                ? p.step.fixed_length / p.index.block_size * p.index.block_size
-                : p.step.fixed_length) {}
+        end(p.index.block_size > 0 ? p.step.fixed_length / p.index.block_size * p.index.block_size
+                                   : p.step.fixed_length) {}
 
   /// A run shares one mean: a block, or kRun positions.
   static constexpr std::int32_t kRun = 256;
@@ -241,7 +240,7 @@ Status train(const TrainParams& p, const Launch& launch) noexcept {
 #pragma omp for schedule(dynamic, 4)
     for (std::int64_t task = 0; task < tasks; ++task) {
       const auto head = static_cast<std::int32_t>(task % heads);  // side by side in the cache
-      float phi[64] = {};  // m <= 64
+      float phi[64] = {};                                         // m <= 64
       for_each_group(groups, source_of(head), first_run + static_cast<std::int32_t>(task / heads),
                      Survey{ix, finite_of(head), phi});
       if (ix.metric != Metric::inner_product) continue;
@@ -295,8 +294,8 @@ Status train(const TrainParams& p, const Launch& launch) noexcept {
         if (count <= 0) continue;
         const std::int64_t at = problem * p.max_samples + first;
         nearest(p.samples + at * ix.dcent, count, ix.dcent,
-                p.centroids + problem * ix.dcent * ix.ksub, ix.dcent, ix.ksub, p.assignment + at,
-                1, p.distances + at);
+                p.centroids + problem * ix.dcent * ix.ksub, ix.dcent, ix.ksub, p.assignment + at, 1,
+                p.distances + at);
       }
 #pragma omp for schedule(dynamic, 1)
       for (std::int64_t problem = 0; problem < problems; ++problem) {

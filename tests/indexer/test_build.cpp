@@ -156,7 +156,8 @@ TEST_P(Build, CentroidsAreTheMeansOfTheirKeysWhereItConverged) {
       std::vector<double> sum(static_cast<std::size_t>(ksub) * dsub, 0.0);
       std::vector<int> count(ksub, 0);
       for (int p = first; p < n; ++p) {
-        const int id = codes[(static_cast<std::size_t>(p - first) * s.config.num_kv_heads + h) * m + k];
+        const int id =
+            codes[(static_cast<std::size_t>(p - first) * s.config.num_kv_heads + h) * m + k];
         ++count[id];
         for (int j = 0; j < dsub; ++j) sum[id * dsub + j] += world.cache().key(p, h)[k * dsub + j];
       }
@@ -164,7 +165,8 @@ TEST_P(Build, CentroidsAreTheMeansOfTheirKeysWhereItConverged) {
         ASSERT_GT(count[id], 0) << "an empty cluster was left";
         for (int j = 0; j < dsub; ++j) {
           const double mean = sum[id * dsub + j] / count[id];
-          // Keys are below 16: 300 of them summed in float32 are off by 300 * 300 * 16 / 2^24 / 300.
+          // Keys are below 16: 300 of them summed in float32 are off by 300 * 300 * 16 / 2^24 /
+          // 300.
           EXPECT_NEAR(cb.centroids[((h * m + k) * ksub + id) * dsub + j], mean, 300 * 16 * 0x1p-24);
         }
       }
@@ -218,7 +220,8 @@ TEST_P(Build, IsDeterministicAndSeeded) {
     s.config.block_size = 16;
     s.threads = threads;
     World world(s);
-    for (int i = 0; i < junk; ++i) world.set_codebook(0, 5);  // shifts what scratch is poisoned with
+    for (int i = 0; i < junk; ++i)
+      world.set_codebook(0, 5);  // shifts what scratch is poisoned with
     EXPECT_TRUE(world.build(0, 500, true).ok());
     EXPECT_EQ(world.error(), "");
     return world.oracle().codebook(0).centroids;

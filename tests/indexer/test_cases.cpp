@@ -24,8 +24,8 @@ std::vector<HostBatch> decode_steps(const IndexerConfig& c) {
   const int limit = shape.dense_limit(), last = c.max_seq_len, tokens = c.max_query_tokens;
   const int block = std::max(c.block_size, 1);
   const int middle = (limit + last) / 2 / block * block;
-  std::vector<int> lengths{0,      1,          limit,      limit + 1,    limit + 2,
-                           middle, middle + 1, middle + 2, middle + block + 1, middle,
+  std::vector<int> lengths{0,          1,          limit,      limit + 1,          limit + 2,
+                           middle,     middle + 1, middle + 2, middle + block + 1, middle,
                            middle + 3, last};
   std::vector<HostBatch> steps;
   for (std::size_t i = 0; i < lengths.size(); ++i) {
@@ -65,8 +65,8 @@ std::vector<Case> case_table() {
   struct Shape {
     int dim, m, b;
   };
-  const Shape shapes[] = {{8, 1, 1},  {8, 8, 8},   {16, 2, 6},  {24, 3, 4},   {32, 1, 8},
-                          {32, 16, 2}, {40, 5, 5}, {64, 64, 4}, {72, 9, 3},   {128, 2, 6},
+  const Shape shapes[] = {{8, 1, 1},    {8, 8, 8},  {16, 2, 6},  {24, 3, 4},   {32, 1, 8},
+                          {32, 16, 2},  {40, 5, 5}, {64, 64, 4}, {72, 9, 3},   {128, 2, 6},
                           {128, 16, 4}, {64, 8, 7}, {256, 4, 4}, {512, 64, 4}, {512, 2, 6}};
   for (const Shape& s : shapes) {
     for (const Metric metric : {Metric::euclidean, Metric::inner_product}) {
@@ -152,15 +152,16 @@ std::vector<Case> case_table() {
   struct Parts {
     int sink, heavy, window, encode_from, threshold, block;
   };
-  const Parts parts[] = {{0, 1, 0, 0, 0, 0},    {0, 24, 1, 0, 0, 0},     {8, 24, 16, 0, 0, 0},
-                         {8, 24, 16, 3, 0, 0},  {40, 8, 4, 17, 100, 0},  {0, 600, 0, -1, 0, 0},
-                         {8, 500, 16, -1, 0, 0}, {20, 24, 32, 5, 0, 16}, {20, 24, 32, 20, 0, 16},
+  const Parts parts[] = {{0, 1, 0, 0, 0, 0},      {0, 24, 1, 0, 0, 0},     {8, 24, 16, 0, 0, 0},
+                         {8, 24, 16, 3, 0, 0},    {40, 8, 4, 17, 100, 0},  {0, 600, 0, -1, 0, 0},
+                         {8, 500, 16, -1, 0, 0},  {20, 24, 32, 5, 0, 16},  {20, 24, 32, 20, 0, 16},
                          {33, 24, 32, 32, 0, 16}, {64, 24, 64, 64, 0, 64}, {70, 24, 64, 1, 0, 64},
-                         {8, 24, 16, 8, -1, 0}, {8, 24, 16, 8, 350, 0}, {8, 24, 16, 8, 5000, 0},
+                         {8, 24, 16, 8, -1, 0},   {8, 24, 16, 8, 350, 0},  {8, 24, 16, 8, 5000, 0},
                          {0, 24, 0, 0, 0, 0}};
   for (const Parts& p : parts) {
     add("parts_" + std::to_string(p.sink) + "_" + std::to_string(p.heavy) + "_" +
-            std::to_string(p.window) + "_from" + (p.encode_from < 0 ? "_sink" : std::to_string(p.encode_from)) + "_dense" +
+            std::to_string(p.window) + "_from" +
+            (p.encode_from < 0 ? "_sink" : std::to_string(p.encode_from)) + "_dense" +
             (p.threshold < 0 ? "_default" : std::to_string(p.threshold)) + "_block" +
             std::to_string(p.block),
         [&](S u) {
@@ -225,9 +226,9 @@ std::vector<Case> case_table() {
   }
 
   // Adversarial values, in the keys, in the queries, in both.
-  for (const Values v : {Values::integers, Values::tied, Values::two_valued, Values::nan,
-                         Values::infinite, Values::signed_zero, Values::denormal,
-                         Values::huge_cluster}) {
+  for (const Values v :
+       {Values::integers, Values::tied, Values::two_valued, Values::nan, Values::infinite,
+        Values::signed_zero, Values::denormal, Values::huge_cluster}) {
     for (const int block : {0, 16}) {
       for (const int refine : {1, 2}) {
         add(std::string("values_") + to_string(v) + "_block" + std::to_string(block) +
@@ -282,8 +283,8 @@ std::vector<Run> runs(const std::vector<Backend>& backends) {
 }
 
 std::string name_of(const testing::TestParamInfo<Run>& info) {
-  return std::string(quarry::to_string(info.param.backend)) + "_" + to_string(info.param.mode) + "_" +
-         info.param.what.name;
+  return std::string(quarry::to_string(info.param.backend)) + "_" + to_string(info.param.mode) +
+         "_" + info.param.what.name;
 }
 
 class CaseTable : public testing::TestWithParam<Run> {};

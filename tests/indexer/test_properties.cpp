@@ -28,7 +28,8 @@ Scenario random_scenario(Backend backend) {
   c.num_query_heads = c.num_kv_heads * in(1, 5);
   c.num_subspaces = one_of({1, 2, 3, 4, 5, 8, 16});
   c.bits = in(1, 7);
-  c.head_dim = c.num_subspaces % 8 == 0 ? c.num_subspaces * in(1, 4) : c.num_subspaces * 8 * in(1, 2);
+  c.head_dim =
+      c.num_subspaces % 8 == 0 ? c.num_subspaces * in(1, 4) : c.num_subspaces * 8 * in(1, 2);
   c.max_sequences = in(1, 3);
   c.max_query_tokens = in(1, 4);
   c.max_seq_len = in(1, 260);
@@ -101,7 +102,9 @@ TEST_P(Properties, AnyHistoryAgreesWithTheOracle) {
     for (int i = 0; i < steps; ++i) {
       const int slot = in(0, c.max_sequences - 1);
       switch (in(0, 7)) {
-        case 0: world.set_codebook(c.shared_codebook ? -1 : slot, static_cast<std::uint64_t>(in(0, 9))); break;
+        case 0:
+          world.set_codebook(c.shared_codebook ? -1 : slot, static_cast<std::uint64_t>(in(0, 9)));
+          break;
         case 1: {
           const int from = in(0, c.max_seq_len);
           world.overwrite(slot, from, c.max_seq_len, static_cast<std::uint64_t>(in(0, 9)));
@@ -118,8 +121,11 @@ TEST_P(Properties, AnyHistoryAgreesWithTheOracle) {
           world.append(one);
           break;
         }
-        case 3: world.reset(slot); break;
-        default: world.next(random_batch(c));
+        case 3:
+          world.reset(slot);
+          break;
+        default:
+          world.next(random_batch(c));
       }
       RC_ASSERT(world.error() == "");
     }

@@ -207,12 +207,22 @@ TEST_P(Sequences, DeviceStatusTellsWhatOnlyTheDeviceSees) {
       {"slot beyond", kSlotOutOfRange, [](HostBatch& b) { b.slots[1] = 4; }},
       {"slot far beyond", kSlotOutOfRange, [](HostBatch& b) { b.slots[1] = INT32_MAX; }},
       {"slot inactive", 0, [](HostBatch& b) { b.slots[1] = INT32_MIN; }},
-      {"count beyond", kQueryCountOutOfRange, [](HostBatch& b) { b.query_counts = {3, 4, 1, 0}; }},
-      {"count negative", kQueryCountOutOfRange, [](HostBatch& b) { b.query_counts = {3, -1, 3, 3}; }},
+      {"count beyond", kQueryCountOutOfRange,
+       [](HostBatch& b) {
+         b.query_counts = {3, 4, 1, 0};
+       }},
+      {"count negative", kQueryCountOutOfRange,
+       [](HostBatch& b) {
+         b.query_counts = {3, -1, 3, 3};
+       }},
       {"count zero, bad length", 0,
-       [](HostBatch& b) { b.query_counts = {3, 0, 3, 3}, b.lengths[4] = -7; }},
+       [](HostBatch& b) {
+         b.query_counts = {3, 0, 3, 3}, b.lengths[4] = -7;
+       }},
       {"token past the count is bad", 0,
-       [](HostBatch& b) { b.query_counts = {3, 2, 3, 3}, b.lengths[5] = -7; }},
+       [](HostBatch& b) {
+         b.query_counts = {3, 2, 3, 3}, b.lengths[5] = -7;
+       }},
   };
   for (const Case& c : cases) {
     HostBatch bad = good;
@@ -238,7 +248,8 @@ TEST_P(Sequences, ABadPageEmptiesItsRowsAlone) {
   world.set_codebook(-1);
   world.next(lengths({150, 160, 170}));
   const Pages good = world.pages(1);
-  for (const std::int32_t page : {-1, static_cast<std::int32_t>(s.config.num_pages), INT32_MAX, INT32_MIN}) {
+  for (const std::int32_t page :
+       {-1, static_cast<std::int32_t>(s.config.num_pages), INT32_MAX, INT32_MIN}) {
     for (const int at : {0, 7, 19}) {
       world.pages(1)[at] = page;
       const StepOutput out = world.next(lengths({151, 161, 171}));
@@ -293,8 +304,10 @@ TEST_P(Sequences, ARowDoesNotDependOnItsBatch) {
     one.slots = {b.slots[i]};
     one.lengths = {b.lengths[2 * i], b.lengths[2 * i + 1]};
     const StepOutput single = alone.next(one);
-    EXPECT_TRUE(std::equal(single.indices.begin(), single.indices.end(), all.indices.begin() + i * width));
-    EXPECT_TRUE(std::equal(single.lengths.begin(), single.lengths.end(), all.lengths.begin() + i * rows));
+    EXPECT_TRUE(
+        std::equal(single.indices.begin(), single.indices.end(), all.indices.begin() + i * width));
+    EXPECT_TRUE(
+        std::equal(single.lengths.begin(), single.lengths.end(), all.lengths.begin() + i * rows));
   }
   EXPECT_EQ(together.error(), "");
   EXPECT_EQ(alone.error(), "");

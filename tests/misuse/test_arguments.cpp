@@ -27,9 +27,11 @@ class Engine {
         oracle(c),
         stream(backend),
         keys(backend, static_cast<std::size_t>(oracle.num_pages()) * oracle.page_size() *
-                          c.num_kv_heads * c.head_dim + 8),
+                              c.num_kv_heads * c.head_dim +
+                          8),
         queries(backend, static_cast<std::size_t>(c.max_sequences) * c.max_query_tokens *
-                             c.num_query_heads * c.head_dim + 8),
+                                 c.num_query_heads * c.head_dim +
+                             8),
         lengths(backend, static_cast<std::size_t>(c.max_sequences) * c.max_query_tokens + 2),
         table(backend, static_cast<std::size_t>(c.max_sequences) * pages() + 2),
         ints(backend, std::vector<std::int32_t>{0, 1, 2, 3, 4, 5, 6, 7}),
@@ -76,7 +78,8 @@ class Engine {
 
   KeyView key_view() {
     const std::int64_t d = config.head_dim, heads = config.num_kv_heads;
-    KeyView v{keys.data(), DType::float32, oracle.page_size() * heads * d, heads * d, d, nullptr, 0};
+    KeyView v{
+        keys.data(), DType::float32, oracle.page_size() * heads * d, heads * d, d, nullptr, 0};
     if (config.page_size > 0) {
       v.block_table = table.data();
       v.block_table_stride = pages();
@@ -149,7 +152,8 @@ class Engine {
       const auto* p = reinterpret_cast<const std::uint8_t*>(v.data());
       all.insert(all.end(), p, p + v.size() * sizeof(v[0]));
     };
-    add(indices), add(list_lengths), add(weights), add(dense), add(status), add(bytes), add(centroids);
+    add(indices), add(list_lengths), add(weights), add(dense), add(status), add(bytes),
+        add(centroids);
     add(phi), add(rotation);
     return all;
   }
@@ -169,7 +173,8 @@ class Engine {
   MemoryRequirements need;
   StreamHandle stream;
   DeviceBuffer<float> keys, queries;
-  DeviceBuffer<std::int32_t> lengths, table, ints, indices, list_lengths, previous, previous_lengths;
+  DeviceBuffer<std::int32_t> lengths, table, ints, indices, list_lengths, previous,
+      previous_lengths;
   DeviceBuffer<float> weights, dense;
   DeviceBuffer<std::uint32_t> status;
   DeviceBuffer<float> centroids, phi, rotation;
@@ -253,7 +258,8 @@ TEST_P(Misuse, NextRefusesByName) {
       {"queries.head_stride", kInvalid, [](A a) { a.queries.head_stride = 8; }},
       {"queries", kInvalid, [](A a) { a.queries.batch_stride = INT64_MAX / 2; }},
       {"workspace.data", kInvalid, [](A a) { a.workspace.data = nullptr; }},
-      {"workspace.data", kInvalid, [](A a) { a.workspace.data = static_cast<char*>(a.workspace.data) + 128; }},
+      {"workspace.data", kInvalid,
+       [](A a) { a.workspace.data = static_cast<char*>(a.workspace.data) + 128; }},
       {"workspace.bytes", StatusCode::workspace_too_small, [](A a) { --a.workspace.bytes; }},
       {"workspace.bytes", StatusCode::workspace_too_small, [](A a) { a.workspace.bytes = 0; }},
       {"indices", kInvalid, [](A a) { a.indices = nullptr; }},
@@ -272,8 +278,10 @@ TEST_P(Misuse, NextRefusesByName) {
       {"previous_lengths", kInvalid, [](A a) { a.previous_lengths = nullptr; }},
       {"previous_indices", kInvalid, [](A a) { a.previous_indices = a.indices; }},
       {"previous_lengths", kInvalid, [](A a) { a.previous_lengths = a.list_lengths; }},
-      {"previous_indices", kInvalid, [](A a) { a.previous_indices = moved(a.previous_indices, 1); }},
-      {"previous_lengths", kInvalid, [](A a) { a.previous_lengths = moved(a.previous_lengths, 1); }},
+      {"previous_indices", kInvalid,
+       [](A a) { a.previous_indices = moved(a.previous_indices, 1); }},
+      {"previous_lengths", kInvalid,
+       [](A a) { a.previous_lengths = moved(a.previous_lengths, 1); }},
       {"device_status", kInvalid, [](A a) { a.device_status = moved(a.device_status, 1); }},
   };
   for (const Case& c : cases) {
@@ -388,7 +396,8 @@ TEST_P(Misuse, BuildRefusesByName) {
       {"keys.data", kInvalid, [](A a) { a.keys.data = nullptr; }},
       {"keys.head_stride", kInvalid, [](A a) { a.keys.head_stride = 31; }},
       {"workspace.data", kInvalid, [](A a) { a.workspace.data = nullptr; }},
-      {"workspace.data", kInvalid, [](A a) { a.workspace.data = static_cast<char*>(a.workspace.data) + 16; }},
+      {"workspace.data", kInvalid,
+       [](A a) { a.workspace.data = static_cast<char*>(a.workspace.data) + 16; }},
       {"workspace.bytes", StatusCode::workspace_too_small, [](A a) { --a.workspace.bytes; }},
       {"query_rotation", kInvalid, [](A a) { a.query_rotation = nullptr; }},
       {"rotation", kInvalid, [](A a) { a.rotation = nullptr; }},
@@ -405,7 +414,8 @@ TEST_P(Misuse, BuildRefusesByName) {
   }
   EXPECT_TRUE(e.indexer.build(e.build(), e.stream.get()).ok());
   // Codes in one rotation and a codebook in another would not mix.
-  e.expect_refused("rotation", kInvalid, [&] { return e.indexer.build(e.build(), e.stream.get()); });
+  e.expect_refused("rotation", kInvalid,
+                   [&] { return e.indexer.build(e.build(), e.stream.get()); });
   BuildArgs again = e.build();
   again.rotation = again.query_rotation = nullptr;
   EXPECT_TRUE(e.indexer.build(again, e.stream.get()).ok());
@@ -447,12 +457,14 @@ TEST_P(Misuse, SetCodebookRefusesByName) {
   const Case cases[] = {
       {Metric::euclidean, false, "slot", kRange, [](A a, Engine&) { a.slot = -2; }},
       {Metric::euclidean, false, "slot", kRange, [](A a, Engine&) { a.slot = 3; }},
-      {Metric::euclidean, false, "codebooks", kInvalid, [](A a, Engine&) { a.codebooks = nullptr; }},
+      {Metric::euclidean, false, "codebooks", kInvalid,
+       [](A a, Engine&) { a.codebooks = nullptr; }},
       {Metric::euclidean, false, "codebooks", kInvalid,
        [](A a, Engine&) { a.codebooks = moved(a.codebooks, 1); }},
       {Metric::euclidean, false, "phi", kInvalid, [](A a, Engine& e) { a.phi = e.phi.data(); }},
       {Metric::inner_product, false, "phi", kInvalid, [](A a, Engine&) { a.phi = nullptr; }},
-      {Metric::inner_product, false, "phi", kInvalid, [](A a, Engine&) { a.phi = moved(a.phi, 2); }},
+      {Metric::inner_product, false, "phi", kInvalid,
+       [](A a, Engine&) { a.phi = moved(a.phi, 2); }},
       {Metric::euclidean, false, "rotation", kInvalid,
        [](A a, Engine& e) { a.rotation = a.query_rotation = e.rotation.data(); }},
       {Metric::euclidean, false, "query_rotation", kInvalid,
@@ -511,9 +523,11 @@ TEST_P(Misuse, StateCallsRefuseByName) {
       {"out", kInvalid, [&] { return x.codes(1, 0, 1, nullptr, nullptr, s); }},
       {"block_table", kInvalid, [&] { return x.codes(1, 0, 1, ints, out, s); }},
       {"slot", kRange, [&] { return x.codebook(3, e.centroids.data(), nullptr, s); }},
-      {"slot", StatusCode::not_built, [&] { return x.codebook(0, e.centroids.data(), nullptr, s); }},
+      {"slot", StatusCode::not_built,
+       [&] { return x.codebook(0, e.centroids.data(), nullptr, s); }},
       {"codebooks", kInvalid, [&] { return x.codebook(1, nullptr, nullptr, s); }},
-      {"codebooks", kInvalid, [&] { return x.codebook(1, moved(e.centroids.data(), 2), nullptr, s); }},
+      {"codebooks", kInvalid,
+       [&] { return x.codebook(1, moved(e.centroids.data(), 2), nullptr, s); }},
       {"phi", kInvalid, [&] { return x.codebook(1, e.centroids.data(), e.phi.data(), s); }},
   };
   for (const Case& c : cases) e.expect_refused(c.named, c.code, c.call);

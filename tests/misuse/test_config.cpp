@@ -27,8 +27,16 @@ std::vector<Bad> bad_configs() {
       {"num_query_heads", [](C c) { c.num_query_heads = 0; }},
       {"num_query_heads", [](C c) { c.num_query_heads = -4; }},
       {"num_query_heads", [](C c) { c.num_query_heads = 5; }},
-      {"num_query_heads", [](C c) { c.num_query_heads = kMax; c.num_kv_heads = 1; }},
-      {"num_query_heads", [](C c) { c.num_query_heads = 2; c.num_kv_heads = 4; }},
+      {"num_query_heads",
+       [](C c) {
+         c.num_query_heads = kMax;
+         c.num_kv_heads = 1;
+       }},
+      {"num_query_heads",
+       [](C c) {
+         c.num_query_heads = 2;
+         c.num_kv_heads = 4;
+       }},
       {"num_kv_heads", [](C c) { c.num_kv_heads = 0; }},
       {"num_kv_heads", [](C c) { c.num_kv_heads = -1; }},
       {"head_dim", [](C c) { c.head_dim = 0; }},
@@ -42,17 +50,51 @@ std::vector<Bad> bad_configs() {
       {"max_seq_len", [](C c) { c.max_seq_len = 0; }},
       {"max_seq_len", [](C c) { c.max_seq_len = -1; }},
       {"max_seq_len", [](C c) { c.max_seq_len = kMax; }},
-      {"page_size", [](C c) { c.page_size = -1; c.num_pages = 4; }},
-      {"page_size", [](C c) { c.page_size = 24; c.num_pages = 100; c.block_size = 16; }},
-      {"page_size", [](C c) { c.page_size = 12; c.num_pages = 100; c.block_size = 16; }},
-      {"num_pages", [](C c) { c.page_size = 16; c.num_pages = 0; }},
-      {"num_pages", [](C c) { c.page_size = 16; c.num_pages = -5; }},
-      {"num_pages", [](C c) { c.page_size = 0; c.num_pages = 5; }},
-      {"num_pages", [](C c) { c.page_size = 16; c.num_pages = std::numeric_limits<std::int64_t>::max(); }},
+      {"page_size",
+       [](C c) {
+         c.page_size = -1;
+         c.num_pages = 4;
+       }},
+      {"page_size",
+       [](C c) {
+         c.page_size = 24;
+         c.num_pages = 100;
+         c.block_size = 16;
+       }},
+      {"page_size",
+       [](C c) {
+         c.page_size = 12;
+         c.num_pages = 100;
+         c.block_size = 16;
+       }},
+      {"num_pages",
+       [](C c) {
+         c.page_size = 16;
+         c.num_pages = 0;
+       }},
+      {"num_pages",
+       [](C c) {
+         c.page_size = 16;
+         c.num_pages = -5;
+       }},
+      {"num_pages",
+       [](C c) {
+         c.page_size = 0;
+         c.num_pages = 5;
+       }},
+      {"num_pages",
+       [](C c) {
+         c.page_size = 16;
+         c.num_pages = std::numeric_limits<std::int64_t>::max();
+       }},
       {"num_subspaces", [](C c) { c.num_subspaces = 0; }},
       {"num_subspaces", [](C c) { c.num_subspaces = -2; }},
       {"num_subspaces", [](C c) { c.num_subspaces = 5; }},
-      {"num_subspaces", [](C c) { c.head_dim = 128; c.num_subspaces = 128; }},
+      {"num_subspaces",
+       [](C c) {
+         c.head_dim = 128;
+         c.num_subspaces = 128;
+       }},
       {"bits", [](C c) { c.bits = 0; }},
       {"bits", [](C c) { c.bits = 9; }},
       {"bits", [](C c) { c.bits = -1; }},
@@ -66,17 +108,46 @@ std::vector<Bad> bad_configs() {
       {"heavy_size", [](C c) { c.heavy_size = 8193; }},
       {"window_size", [](C c) { c.window_size = -1; }},
       {"window_size", [](C c) { c.window_size = kMax; }},
-      {"window_size", [](C c) { c.block_size = 16; c.window_size = 15; }},
-      {"window_size", [](C c) { c.window_size = 2; c.max_query_tokens = 4; }},
-      {"window_size", [](C c) { c.block_size = 16; c.window_size = 17; c.max_query_tokens = 3; }},
-      {"encode_from", [](C c) { c.sink_size = 8; c.encode_from = 9; }},
+      {"window_size",
+       [](C c) {
+         c.block_size = 16;
+         c.window_size = 15;
+       }},
+      {"window_size",
+       [](C c) {
+         c.window_size = 2;
+         c.max_query_tokens = 4;
+       }},
+      {"window_size",
+       [](C c) {
+         c.block_size = 16;
+         c.window_size = 17;
+         c.max_query_tokens = 3;
+       }},
+      {"encode_from",
+       [](C c) {
+         c.sink_size = 8;
+         c.encode_from = 9;
+       }},
       {"encode_from", [](C c) { c.encode_from = -2; }},
       {"dense_threshold", [](C c) { c.dense_threshold = -2; }},
       {"refine_factor", [](C c) { c.refine_factor = 0; }},
       {"refine_factor", [](C c) { c.refine_factor = -1; }},
-      {"refine_factor", [](C c) { c.heavy_size = 4096; c.refine_factor = 3; }},
-      {"refine_factor", [](C c) { c.heavy_size = 8192; c.refine_factor = 8192; }},
-      {"refine_factor", [](C c) { c.heavy_size = 2; c.refine_factor = kMax; }},
+      {"refine_factor",
+       [](C c) {
+         c.heavy_size = 4096;
+         c.refine_factor = 3;
+       }},
+      {"refine_factor",
+       [](C c) {
+         c.heavy_size = 8192;
+         c.refine_factor = 8192;
+       }},
+      {"refine_factor",
+       [](C c) {
+         c.heavy_size = 2;
+         c.refine_factor = kMax;
+       }},
       {"kmeans_iterations", [](C c) { c.kmeans_iterations = 0; }},
       {"kmeans_iterations", [](C c) { c.kmeans_iterations = -1; }},
       {"algorithm", [](C c) { c.algorithm = static_cast<Algorithm>(7); }},
@@ -139,20 +210,44 @@ TEST_P(ConfigMisuse, BordersAreAccepted) {
   using C = IndexerConfig&;
   const std::function<void(C)> good[] = {
       [](C c) { c.head_dim = 8; },
-      [](C c) { c.head_dim = 512; c.num_subspaces = 64; },
+      [](C c) {
+        c.head_dim = 512;
+        c.num_subspaces = 64;
+      },
       [](C c) { c.bits = 1; },
       [](C c) { c.bits = 8; },
       [](C c) { c.heavy_size = 8192; },
-      [](C c) { c.heavy_size = 2048; c.refine_factor = 4; },
-      [](C c) { c.block_size = 16; c.max_query_tokens = 3; c.window_size = 18; },
+      [](C c) {
+        c.heavy_size = 2048;
+        c.refine_factor = 4;
+      },
+      [](C c) {
+        c.block_size = 16;
+        c.max_query_tokens = 3;
+        c.window_size = 18;
+      },
       [](C c) { c.window_size = 0; },
       [](C c) { c.sink_size = 0; },
-      [](C c) { c.sink_size = 8; c.encode_from = 8; },
-      [](C c) { c.sink_size = 8; c.encode_from = 0; },
+      [](C c) {
+        c.sink_size = 8;
+        c.encode_from = 8;
+      },
+      [](C c) {
+        c.sink_size = 8;
+        c.encode_from = 0;
+      },
       [](C c) { c.sink_size = 5000; },
       [](C c) { c.max_seq_len = 1; },
-      [](C c) { c.block_size = 16; c.page_size = 32; c.num_pages = 9; },
-      [](C c) { c.block_size = 16; c.page_size = 4; c.num_pages = 9; },
+      [](C c) {
+        c.block_size = 16;
+        c.page_size = 32;
+        c.num_pages = 9;
+      },
+      [](C c) {
+        c.block_size = 16;
+        c.page_size = 4;
+        c.num_pages = 9;
+      },
       [](C c) { c.num_query_heads = c.num_kv_heads = 1; },
   };
   int i = 0;
@@ -179,7 +274,8 @@ TEST_P(ConfigMisuse, CreateRefusesBadResources) {
   Indexer indexer;
   Resources r;
   r.num_threads = -1;
-  expect_refused(Indexer::create(c, device, r, &indexer), StatusCode::invalid_argument, "num_threads");
+  expect_refused(Indexer::create(c, device, r, &indexer), StatusCode::invalid_argument,
+                 "num_threads");
   r = Resources{0, memory.data(), need.index_bytes - 1};
   expect_refused(Indexer::create(c, device, r, &indexer), StatusCode::invalid_argument,
                  "index_memory_bytes");
@@ -208,8 +304,7 @@ QUARRY_ON_EVERY_BACKEND(ConfigMisuse);
 TEST(CudaBackend, IsRefusedWhereItIsNotBuiltOrAbsent) {
   if (backend_available(Backend::cuda)) return;  // then the suites above run on it
   Indexer indexer;
-  const Status s =
-      Indexer::create(small_config(), Device{Backend::cuda, 0}, Resources{}, &indexer);
+  const Status s = Indexer::create(small_config(), Device{Backend::cuda, 0}, Resources{}, &indexer);
   EXPECT_TRUE(s.code() == StatusCode::unsupported || s.code() == StatusCode::device_error)
       << s.detail();
   EXPECT_NE(std::string(s.detail()), "");

@@ -14,9 +14,9 @@ class BackendTest : public testing::TestWithParam<Backend> {};
 
 }  // namespace quarry::test
 
-#define QUARRY_ON_EVERY_BACKEND(suite)                                                    \
-  INSTANTIATE_TEST_SUITE_P(Cpu, suite, testing::ValuesIn(quarry::test::cpu_backend()),    \
-                           [](const auto& i) { return quarry::to_string(i.param); });     \
-  INSTANTIATE_TEST_SUITE_P(Cuda, suite,                                                   \
-                           testing::ValuesIn(quarry::test::cuda_backend_if_present()),    \
+#define QUARRY_ON_EVERY_BACKEND(suite)                                                 \
+  INSTANTIATE_TEST_SUITE_P(Cpu, suite, testing::ValuesIn(quarry::test::cpu_backend()), \
+                           [](const auto& i) { return quarry::to_string(i.param); });  \
+  INSTANTIATE_TEST_SUITE_P(Cuda, suite,                                                \
+                           testing::ValuesIn(quarry::test::cuda_backend_if_present()), \
                            [](const auto& i) { return quarry::to_string(i.param); })

@@ -77,8 +77,9 @@ inline std::string check_order(const OrderInput& in, const std::vector<std::int3
     if (in.codebook->query_rotation.empty()) continue;
     q[j] = weight[j] = 0;
     for (int i = 0; i < d; ++i) {
-      const double term = static_cast<double>(in.query[i]) *
-                          in.codebook->query_rotation[(static_cast<std::size_t>(kv) * d + i) * d + j];
+      const double term =
+          static_cast<double>(in.query[i]) *
+          in.codebook->query_rotation[(static_cast<std::size_t>(kv) * d + i) * d + j];
       q[j] += term;
       weight[j] += std::abs(term);
     }
@@ -125,9 +126,8 @@ inline std::string check_order(const OrderInput& in, const std::vector<std::int3
         in.codes + (static_cast<std::size_t>(p - c.encode_from) * c.num_kv_heads + kv) * m;
     for (int s = 0; s < m; ++s) {
       group.push_back(code[s]);
-      const float* centroid =
-          in.codebook->centroids.data() +
-          ((static_cast<std::size_t>(kv) * m + s) * ksub + code[s]) * dcent;
+      const float* centroid = in.codebook->centroids.data() +
+                              ((static_cast<std::size_t>(kv) * m + s) * ksub + code[s]) * dcent;
       for (int j = 0; j < dsub; ++j) {
         value += q[s * dsub + j] * centroid[j];
         magnitude += weight[s * dsub + j] * std::abs(static_cast<double>(centroid[j]));
@@ -143,7 +143,8 @@ inline std::string check_order(const OrderInput& in, const std::vector<std::int3
       if (!listed) {
         skipped.emplace(group, p);
       } else if (const auto it = skipped.find(group); it != skipped.end()) {
-        return "a tie went to position " + std::to_string(p) + " past " + std::to_string(it->second);
+        return "a tie went to position " + std::to_string(p) + " past " +
+               std::to_string(it->second);
       }
     }
     candidates.push_back({p, listed, rank_low(score), rank_high(score)});
@@ -186,7 +187,8 @@ inline std::string check_order(const OrderInput& in, const std::vector<std::int3
   };
   double worst_in = 1e308, best_out = -1e308;
   for (const Candidate& k : candidates) {
-    const std::ptrdiff_t surely_better = lows.end() - std::upper_bound(lows.begin(), lows.end(), k.high);
+    const std::ptrdiff_t surely_better =
+        lows.end() - std::upper_bound(lows.begin(), lows.end(), k.high);
     const std::ptrdiff_t maybe_better =
         highs.end() - std::lower_bound(highs.begin(), highs.end(), k.low) - 1;
     if (k.listed && surely_better >= shortlist) {

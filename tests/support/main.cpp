@@ -22,8 +22,7 @@ int main(int argc, char** argv) {
   bool gpu = false;
   for (int i = 1; i < argc; ++i) gpu = gpu || std::strcmp(argv[i], "--gpu") == 0;
   if (gpu && !quarry::backend_available(quarry::Backend::cuda)) {
-    std::fprintf(stderr,
-                 "\n*** GPU TESTS DID NOT RUN: %s ***\n\n",
+    std::fprintf(stderr, "\n*** GPU TESTS DID NOT RUN: %s ***\n\n",
                  QUARRY_HAS_CUDA ? "no CUDA device is present"
                                  : "this build does not hold the cuda backend");
     return kDidNotRun;

@@ -61,7 +61,8 @@ float round_to(DType dtype, float value) {
   // In units of the last place; nearbyint rounds half to even.
   const double unit = std::ldexp(1.0, exponent - (mantissa - 1));
   const double rounded = std::nearbyint(static_cast<double>(value) / unit) * unit;
-  if (std::abs(rounded) > largest) return std::copysign(std::numeric_limits<float>::infinity(), value);
+  if (std::abs(rounded) > largest)
+    return std::copysign(std::numeric_limits<float>::infinity(), value);
   return static_cast<float>(std::copysign(rounded, value));
 }
 
@@ -162,16 +163,15 @@ void Oracle::encode_vector(const Codebook& cb, int head, const float* x, std::ui
       const double rest_e = norm_e + gamma(1) * (rest_d + norm_e);
       const double extra = std::sqrt(rest_d);
       // |sqrt(a) - sqrt(b)| = |a - b| / (sqrt(a) + sqrt(b)), and at most sqrt(|a - b|).
-      const double root_e = extra > 0 ? std::min(std::sqrt(rest_e), rest_e / extra)
-                                      : std::sqrt(rest_e);
+      const double root_e =
+          extra > 0 ? std::min(std::sqrt(rest_e), rest_e / extra) : std::sqrt(rest_e);
       vd.push_back(std::isnan(norm_d) ? norm_d : extra);
       ve.push_back(root_e + gamma(1) * (extra + root_e));
     }
     std::uint32_t best = 0xffffffffu;
     for (int id = 0; id < ksub(); ++id) {
       const float* centroid =
-          cb.centroids.data() +
-          ((static_cast<std::size_t>(head) * m + s) * ksub() + id) * dcent();
+          cb.centroids.data() + ((static_cast<std::size_t>(head) * m + s) * ksub() + id) * dcent();
       float acc = 0;
       double sum = 0, bound = 0, magnitude = 0;
       for (int j = 0; j < dcent(); ++j) {
@@ -293,7 +293,8 @@ std::vector<Score> Oracle::pq_scores(const Pages& pages, int slot, int head, con
       const int last = p / c_.block_size * c_.block_size + c_.block_size - 1;
       const float* block_mean = mean(cache_slot(pages, last), kv);
       bias = dot(query, block_mean, d);
-      finite_mean = std::all_of(block_mean, block_mean + d, [](float v) { return std::isfinite(v); });
+      finite_mean =
+          std::all_of(block_mean, block_mean + d, [](float v) { return std::isfinite(v); });
     }
     const std::uint8_t* code_p = code(cache_slot(pages, p), kv);
     Score sum;
@@ -317,8 +318,8 @@ std::vector<Score> Oracle::pq_scores(const Pages& pages, int slot, int head, con
   return scores;
 }
 
-OracleRow Oracle::row(const Cache& cache, const Pages& pages, int slot, bool built, int n,
-                      int head, const float* query) const {
+OracleRow Oracle::row(const Cache& cache, const Pages& pages, int slot, bool built, int n, int head,
+                      const float* query) const {
   OracleRow r;
   r.n = n;
   r.first = r.end = std::max(c_.sink_size, c_.encode_from);
@@ -337,9 +338,8 @@ OracleRow Oracle::row(const Cache& cache, const Pages& pages, int slot, bool bui
     r.end = n - c_.window_size;
     r.scores = pq_scores(pages, slot, head, query, r.first, r.end);
     auto best = [](std::vector<int> of, const std::vector<Score>& by, int first, int count) {
-      std::stable_sort(of.begin(), of.end(), [&](int a, int b) {
-        return rank(by[a - first]) > rank(by[b - first]);
-      });
+      std::stable_sort(of.begin(), of.end(),
+                       [&](int a, int b) { return rank(by[a - first]) > rank(by[b - first]); });
       of.resize(std::min<std::size_t>(of.size(), count));
       std::sort(of.begin(), of.end());
       return of;
@@ -372,7 +372,8 @@ bool Oracle::sequence(const std::vector<Pages>& tables, const HostBatch& batch, 
     int longest = n;
     for (int t = 1; t < count; ++t) {
       const int at = batch.length(b, t);
-      if (at <= c_.max_seq_len && at <= n + batch.query_tokens - 1 && at >= batch.length(b, t - 1)) {
+      if (at <= c_.max_seq_len && at <= n + batch.query_tokens - 1 &&
+          at >= batch.length(b, t - 1)) {
         longest = std::max(longest, at);
       }
     }
@@ -412,8 +413,7 @@ std::vector<OracleRow> Oracle::next(const Cache& cache, const std::vector<Pages>
       }
       if (n > dense_limit() && !built_[slot]) (*bits)[b] |= kNotBuilt;
       for (int h = 0; h < c_.num_query_heads; ++h) {
-        const std::size_t i =
-            (static_cast<std::size_t>(b) * tokens + t) * c_.num_query_heads + h;
+        const std::size_t i = (static_cast<std::size_t>(b) * tokens + t) * c_.num_query_heads + h;
         rows[i] = row(cache, tables[b], slot, built_[slot], n, h, queries.data() + i * c_.head_dim);
       }
     }
@@ -435,7 +435,8 @@ std::string compare(const IndexerConfig& c, const OracleRow& row,
                     const std::vector<std::int32_t>& list, bool exact) {
   if (list == row.list) return {};
   if (list.size() != row.list.size()) {
-    return "length " + std::to_string(list.size()) + ", expected " + std::to_string(row.list.size());
+    return "length " + std::to_string(list.size()) + ", expected " +
+           std::to_string(row.list.size());
   }
   std::vector<int> extra, missing;
   std::set_difference(list.begin(), list.end(), row.list.begin(), row.list.end(),
@@ -444,7 +445,8 @@ std::string compare(const IndexerConfig& c, const OracleRow& row,
                       std::back_inserter(missing));
   if (extra.empty()) return "not ascending or repeated entries";
   for (int p : extra) {
-    if (p < row.first || p >= row.end) return message("listed, no candidate", p, row.first, row.end);
+    if (p < row.first || p >= row.end)
+      return message("listed, no candidate", p, row.first, row.end);
   }
   for (int p : missing) {
     if (p < row.first || p >= row.end) return message("not listed though sink or window", p, 0, 0);
@@ -461,12 +463,15 @@ std::string compare(const IndexerConfig& c, const OracleRow& row,
   if (!all) {
     std::vector<double> ranks;
     for (const Score& s : row.scores) ranks.push_back(rank(s));
-    std::nth_element(ranks.begin(), ranks.begin() + (shortlist - 1), ranks.end(),
-                     std::greater<>());
+    std::nth_element(ranks.begin(), ranks.begin() + (shortlist - 1), ranks.end(), std::greater<>());
     threshold = ranks[shortlist - 1];
   }
-  auto possible = [&](int p) { return all || rank(row.scores[p - row.first]) >= threshold - 2 * bound; };
-  auto certain = [&](int p) { return all || rank(row.scores[p - row.first]) > threshold + 2 * bound; };
+  auto possible = [&](int p) {
+    return all || rank(row.scores[p - row.first]) >= threshold - 2 * bound;
+  };
+  auto certain = [&](int p) {
+    return all || rank(row.scores[p - row.first]) > threshold + 2 * bound;
+  };
   const std::vector<Score>& final_scores = c.refine_factor > 1 ? row.exact : row.scores;
   for (int p : extra) {
     if (!possible(p)) {

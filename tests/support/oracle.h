@@ -36,8 +36,8 @@ struct Cache {
 using Pages = std::vector<std::int32_t>;
 
 struct Codebook {
-  std::vector<float> centroids;  ///< [Hkv][m][ksub][dcent]
-  std::vector<float> phi;        ///< [Hkv][m]
+  std::vector<float> centroids;                 ///< [Hkv][m][ksub][dcent]
+  std::vector<float> phi;                       ///< [Hkv][m]
   std::vector<float> rotation, query_rotation;  ///< [Hkv][d][d] or empty
 };
 
@@ -56,10 +56,10 @@ enum class Kind { empty, dense, sparse, not_built };
 struct OracleRow {
   Kind kind = Kind::empty;
   int n = 0;
-  int first = 0, end = 0;        ///< candidates
-  std::vector<Score> scores;     ///< of candidate first + i
-  std::vector<Score> exact;      ///< q.k of candidate first + i, where refine_factor > 1
-  std::vector<int> list;         ///< what the oracle itself would list
+  int first = 0, end = 0;     ///< candidates
+  std::vector<Score> scores;  ///< of candidate first + i
+  std::vector<Score> exact;   ///< q.k of candidate first + i, where refine_factor > 1
+  std::vector<int> list;      ///< what the oracle itself would list
 };
 
 /// What one call is told, in host memory.
@@ -138,11 +138,11 @@ class Oracle {
                                int first, int end) const;
 
   IndexerConfig c_;
-  std::vector<Codebook> codebooks_;   // by slot
+  std::vector<Codebook> codebooks_;  // by slot
   std::vector<char> built_;
   std::vector<int> seen_;
-  std::vector<std::uint8_t> codes_;   // [cache slot][Hkv][m]
-  std::vector<float> means_;          // [cache slot of the block's last position][Hkv][d]
+  std::vector<std::uint8_t> codes_;  // [cache slot][Hkv][m]
+  std::vector<float> means_;         // [cache slot of the block's last position][Hkv][d]
   std::string defects_;
 };
 

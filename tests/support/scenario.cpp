@@ -72,8 +72,8 @@ void store(std::vector<std::uint8_t>& image, DType dtype, std::int64_t i, float 
 }  // namespace
 
 const char* to_string(Values v) {
-  const char* const names[] = {"gaussian",    "integers", "tied",       "two_valued", "nan",
-                               "infinite",    "signed_zero", "denormal", "huge_cluster"};
+  const char* const names[] = {"gaussian", "integers",    "tied",     "two_valued",  "nan",
+                               "infinite", "signed_zero", "denormal", "huge_cluster"};
   return names[static_cast<int>(v)];
 }
 
@@ -96,9 +96,9 @@ IndexerConfig small_config() {
 
 void use_pages(IndexerConfig* c, int page_size) {
   c->page_size = page_size;
-  c->num_pages = static_cast<std::int64_t>(c->max_sequences) *
-                     ((c->max_seq_len + page_size - 1) / page_size) +
-                 3;
+  c->num_pages =
+      static_cast<std::int64_t>(c->max_sequences) * ((c->max_seq_len + page_size - 1) / page_size) +
+      3;
 }
 
 HostBatch lengths(std::vector<std::int32_t> n) {
@@ -185,9 +185,9 @@ World::World(const Scenario& setup)
   cache_.page_size = oracle_.page_size();
   cache_.heads = c.num_kv_heads;
   cache_.dim = c.head_dim;
-  cache_.keys.assign(static_cast<std::size_t>(cache_.num_pages) * cache_.page_size * c.num_kv_heads *
-                         c.head_dim,
-                     0.0f);
+  cache_.keys.assign(
+      static_cast<std::size_t>(cache_.num_pages) * cache_.page_size * c.num_kv_heads * c.head_dim,
+      0.0f);
   pages_.resize(c.max_sequences);
   if (c.page_size == 0) {
     for (int slot = 0; slot < c.max_sequences; ++slot) pages_[slot] = {slot};
@@ -205,9 +205,7 @@ World::World(const Scenario& setup)
   }
 }
 
-World::~World() {
-  launcher_.synchronize();
-}
+World::~World() { launcher_.synchronize(); }
 
 void World::fail(const std::string& text) {
   if (error_.size() < 4000) error_ += "step " + std::to_string(step_) + ": " + text + "\n";
@@ -217,14 +215,19 @@ std::vector<float> World::random_vector(Values values, Random& random, int n, fl
   std::vector<float> v(n);
   for (float& x : v) {
     switch (values) {
-      case Values::integers: x = static_cast<float>(random.integer(-3, 3)); break;
+      case Values::integers:
+        x = static_cast<float>(random.integer(-3, 3));
+        break;
       case Values::signed_zero: {
         const int k = random.integer(0, 9);
         x = k == 0 ? 1.0f : k == 1 ? -1.0f : k % 2 == 0 ? -0.0f : 0.0f;
         break;
       }
-      case Values::denormal: x = static_cast<float>(random.normal() * 0x1p-140); break;
-      default: x = static_cast<float>(random.normal()) * scale;
+      case Values::denormal:
+        x = static_cast<float>(random.normal() * 0x1p-140);
+        break;
+      default:
+        x = static_cast<float>(random.normal()) * scale;
     }
     const float inf = std::numeric_limits<float>::infinity();
     if (values == Values::nan && random.integer(0, 4 * n) == 0) x = std::nanf("");
@@ -265,9 +268,9 @@ Codebook World::make_codebook(std::uint64_t seed) const {
   Random random(mix(setup_.seed, seed));
   Codebook cb;
   const int d = c.head_dim;
-  cb.centroids = random_vector(setup_.centroids, random,
-                               c.num_kv_heads * c.num_subspaces * oracle_.ksub() * oracle_.dcent(),
-                               1.3f);
+  cb.centroids =
+      random_vector(setup_.centroids, random,
+                    c.num_kv_heads * c.num_subspaces * oracle_.ksub() * oracle_.dcent(), 1.3f);
   if (c.metric == Metric::inner_product) {
     for (int i = 0; i < c.num_kv_heads * c.num_subspaces; ++i) {
       cb.phi.push_back(static_cast<float>(oracle_.dsub() * (1.0 + 6.0 * random.uniform())));
@@ -277,7 +280,8 @@ Codebook World::make_codebook(std::uint64_t seed) const {
     cb.rotation.resize(static_cast<std::size_t>(c.num_kv_heads) * d * d);
     cb.query_rotation.resize(cb.rotation.size());
     for (int h = 0; h < c.num_kv_heads; ++h) {
-      random_rotation(random, d, cb.rotation.data() + h * d * d, cb.query_rotation.data() + h * d * d);
+      random_rotation(random, d, cb.rotation.data() + h * d * d,
+                      cb.query_rotation.data() + h * d * d);
     }
   }
   return cb;
@@ -313,7 +317,8 @@ void World::show_sequence(std::vector<std::uint8_t>& image, int slot, int begin,
     const std::int64_t at = oracle_.cache_slot(pages_[slot], p);
     for (int h = 0; h < c.num_kv_heads; ++h) {
       const float* key = cache_.key(at, h);
-      const std::int64_t to = at / cache_.page_size * l.page + at % cache_.page_size * l.slot + h * l.head;
+      const std::int64_t to =
+          at / cache_.page_size * l.page + at % cache_.page_size * l.slot + h * l.head;
       for (int i = 0; i < c.head_dim; ++i) store(image, setup_.key_dtype, to + i, key[i]);
     }
   }
@@ -441,9 +446,9 @@ std::vector<std::uint8_t> World::codes(int slot, int n) {
       setup_.backend, static_cast<std::size_t>(count) * c.num_kv_heads * c.num_subspaces);
   DeviceBuffer<std::int32_t> table(setup_.backend, pages_[slot]);
   out.fill(kOutputPoison);
-  const Status s = indexer_.codes(slot, c.encode_from, count,
-                                  c.page_size > 0 ? table.data() : nullptr, out.data(),
-                                  launcher_.stream());
+  const Status s =
+      indexer_.codes(slot, c.encode_from, count, c.page_size > 0 ? table.data() : nullptr,
+                     out.data(), launcher_.stream());
   launcher_.synchronize();
   if (!s.ok()) fail(std::string("codes: ") + s.detail());
   return out.download();
@@ -453,7 +458,8 @@ Codebook World::read_codebook(int slot) {
   const IndexerConfig& c = config();
   Codebook cb = oracle_.codebook(slot);
   DeviceBuffer<float> centroids(setup_.backend, static_cast<std::size_t>(c.num_kv_heads) *
-                                                    c.num_subspaces * oracle_.ksub() * oracle_.dcent());
+                                                    c.num_subspaces * oracle_.ksub() *
+                                                    oracle_.dcent());
   const bool ip = c.metric == Metric::inner_product;
   DeviceBuffer<float> phi(setup_.backend,
                           ip ? static_cast<std::size_t>(c.num_kv_heads) * c.num_subspaces : 0);
@@ -555,8 +561,10 @@ void World::append(const HostBatch& batch) {
   args.workspace = {scratch.data(), scratch.bytes()};
   args.device_status = buffers_->status.data();
   const std::string shape = "append " + std::to_string(batch.batch_size) +
-                            (batch.slots.empty() ? "" : "s") + (batch.query_counts.empty() ? "" : "c");
-  const Status s = launcher_.run(shape, [&](Stream stream) { return indexer_.append(args, stream); });
+                            (batch.slots.empty() ? "" : "s") +
+                            (batch.query_counts.empty() ? "" : "c");
+  const Status s =
+      launcher_.run(shape, [&](Stream stream) { return indexer_.append(args, stream); });
   if (!s.ok()) return fail(std::string("append: ") + s.detail());
   std::vector<std::uint32_t> bits;
   oracle_.append(cache_, tables(batch), batch, &bits);
@@ -677,13 +685,15 @@ void World::check_step(const HostBatch& batch, const std::vector<OracleRow>& row
     }
     std::vector<std::uint8_t> codes_of;  // of this sequence, read once
     for (int i = 0; i < batch.query_tokens * c.num_query_heads; ++i) {
-      const std::size_t r = static_cast<std::size_t>(b) * batch.query_tokens * c.num_query_heads + i;
+      const std::size_t r =
+          static_cast<std::size_t>(b) * batch.query_tokens * c.num_query_heads + i;
       const OracleRow& want = rows[r];
       const std::vector<std::int32_t> row(out.indices.begin() + r * max_list,
                                           out.indices.begin() + (r + 1) * max_list);
       const std::string at = "row " + std::to_string(r) + " (n " + std::to_string(want.n) + "): ";
       if (want.kind == Kind::empty) {
-        if (out.lengths[r] != 0) fail(at + "length " + std::to_string(out.lengths[r]) + ", must be 0");
+        if (out.lengths[r] != 0)
+          fail(at + "length " + std::to_string(out.lengths[r]) + ", must be 0");
         if (std::any_of(row.begin(), row.end(), [](int v) { return v != -1; })) {
           fail(at + "an empty row is not all -1");
         }
@@ -752,8 +762,7 @@ void World::check_weights(const HostBatch& batch, const StepOutput& out, bool ha
   }
 }
 
-void World::truncate(const std::vector<std::int32_t>& slots,
-                     const std::vector<std::int32_t>& to) {
+void World::truncate(const std::vector<std::int32_t>& slots, const std::vector<std::int32_t>& to) {
   ++step_;
   DeviceBuffer<std::int32_t> slot_buffer(setup_.backend, slots), length_buffer(setup_.backend, to);
   const Status s =

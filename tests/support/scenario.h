@@ -43,13 +43,13 @@ struct Scenario {
   bool padded = false;      ///< heads outermost in a page, gaps between everything
   bool misaligned = false;  ///< keys and queries aligned to their element alone
   bool weights = false, dense_weights = false;
-  bool previous = false;    ///< previous_* for dense_weights from the second step on
+  bool previous = false;  ///< previous_* for dense_weights from the second step on
   bool host_copies = false;
   bool caller_memory = false;
   int threads = 0;
-  int index_padding = 0;    ///< entries of index_stride beyond max_list_length()
+  int index_padding = 0;  ///< entries of index_stride beyond max_list_length()
   std::uint64_t seed = 1;
-  bool check = true;        ///< compare with the oracle (off: only collect what came out)
+  bool check = true;  ///< compare with the oracle (off: only collect what came out)
 };
 
 /// A configuration of modest size to start from.

@@ -74,11 +74,10 @@ TEST(CudaTraining, SamplesAreFloorOfEvenSteps) {
   }
 }
 
-// a . b as the tensor cores form it from split bfloat16, `depth` terms at a time; double
+// sum + a . b as the tensor cores form it from split bfloat16, `depth` terms at a time; double
 // inside a step, rounded to float32 after it.
-float split_product(const float* a, const float* b, int count, int depth) {
+float split_product(const float* a, const float* b, int count, int depth, float sum = 0) {
   const auto high = [](float v) { return bfloat16_to_float(float_to_bfloat16(v)); };
-  float sum = 0;
   for (int first = 0; first < count; first += depth) {
     for (int pass = 0; pass < 3; ++pass) {
       double step = sum;
@@ -96,7 +95,7 @@ float split_product(const float* a, const float* b, int count, int depth) {
 // The difference of two centroids' distances, approximate and as the contract has them, may
 // be off by as much as safe_gap() and no more; and it is not so wide that all are near ties.
 TEST(CudaEncodeBound, CoversTheTensorCoresError) {
-  constexpr int kDim = 128, kSub = 8, kCentroids = 16, kTrials = 400;
+  constexpr int kDim = 128, kSub = 8, kBits = 4, kCentroids = 1 << kBits, kTrials = 400;
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   std::vector<float> columns(kSub * kDim), centroids(kCentroids * kSub), x(kDim);
@@ -104,12 +103,21 @@ TEST(CudaEncodeBound, CoversTheTensorCoresError) {
   for (float& v : centroids) v = 0.8f * normal(random);
   double spread = 0;
   for (const float v : columns) spread += double{v} * v;
-  float reach = 0;
+  Subspace of{0, static_cast<float>(std::sqrt(spread)), 0};
   for (int c = 0; c < kCentroids; ++c) {
-    double norm = 0;
-    for (int j = 0; j < kSub; ++j) norm += std::pow(double{centroids[c * kSub + j]}, 2);
-    reach = std::max(reach, static_cast<float>(std::sqrt(norm)));
+    double norm = 0, lever = 0;
+    for (int j = 0; j < kSub; ++j) {
+      const double v = centroids[c * kSub + j];
+      double column = 0;
+      for (int i = 0; i < kDim; ++i)
+        column += double{columns[j * kDim + i]} * columns[j * kDim + i];
+      norm += v * v;
+      lever += std::abs(v) * std::sqrt(column);
+    }
+    of.reach = std::max(of.reach, static_cast<float>(std::sqrt(norm)));
+    of.lever = std::max(of.lever, static_cast<float>(lever));
   }
+  ASSERT_LE(of.lever, of.reach * of.spread * 1.0001f);
   int ties = 0;
   for (int trial = 0; trial < kTrials; ++trial) {
     double whole = 0, part = 0;
@@ -125,23 +133,29 @@ TEST(CudaEncodeBound, CoversTheTensorCoresError) {
     std::vector<float> approximate;
     for (int c = 0; c < kCentroids; ++c) {
       const float* centroid = centroids.data() + c * kSub;
-      float norm = 0, distance = 0;
+      float norm = 0, distance = 0, doubled[kSub];
       for (int j = 0; j < kSub; ++j) {
         norm = std::fma(centroid[j], centroid[j], norm);
+        doubled[j] = -2 * centroid[j];
         distance = std::fma(exact[j] - centroid[j], exact[j] - centroid[j], distance);
       }
-      approximate.push_back(std::fma(-2.0f, split_product(split, centroid, kSub, 8), norm));
+      // The low bits of the mantissa give way to the centroid's id.
+      const float value = split_product(split, doubled, kSub, 8, norm);
+      approximate.push_back(bits_to_float((float_to_bits(value) & ~(kCentroids - 1u)) |
+                                          static_cast<std::uint32_t>(c)));
       error.push_back(double{approximate.back()} - distance);
     }
-    const float gap =
-        safe_gap(kDim, kSub, static_cast<float>(std::sqrt(whole)),
-                 static_cast<float>(std::sqrt(spread)), static_cast<float>(std::sqrt(part)), reach);
+    const float gap = safe_gap(kDim, kSub, kBits, static_cast<float>(std::sqrt(whole)),
+                               static_cast<float>(std::sqrt(part)), of);
     const auto [least, most] = std::minmax_element(error.begin(), error.end());
     ASSERT_LE(*most - *least, gap);
     std::sort(approximate.begin(), approximate.end());
     if (!(approximate[1] - approximate[0] > gap)) ++ties;
   }
   EXPECT_LT(ties, kTrials / 10);
+  // What may overflow is never proven.
+  EXPECT_EQ(safe_gap(kDim, kSub, kBits, 1, 1e19f, of), INFINITY);
+  EXPECT_EQ(safe_gap(kDim, kSub, kBits, 1, NAN, of), INFINITY);
 }
 
 }  // namespace

@@ -101,8 +101,8 @@ TEST(Half, RoundsRandomFloats) {
 }
 
 TEST(SelectionKey, OrdersAsTheContractSays) {
-  const float ascending[] = {std::nanf(""), -kInf, -3e38f, -1.0f, -1e-45f, 0.0f, 1e-45f,
-                             1e-38f,        1.0f,  3e38f,  kInf};
+  const float ascending[] = {std::nanf(""), -kInf,  -3e38f, -1.0f, -1e-45f, 0.0f,
+                             1e-45f,        1e-38f, 1.0f,   3e38f, kInf};
   for (std::size_t i = 0; i + 1 < std::size(ascending); ++i) {
     EXPECT_LT(selection_key(ascending[i]), selection_key(ascending[i + 1])) << i;
   }

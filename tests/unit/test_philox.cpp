@@ -23,8 +23,8 @@ TEST(Philox, KnownAnswers) {
        {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
   };
   for (const Known& k : known) {
-    const Philox4x32 out = philox4x32_10(
-        {{k.counter[0], k.counter[1], k.counter[2], k.counter[3]}}, k.key[0], k.key[1]);
+    const Philox4x32 out = philox4x32_10({{k.counter[0], k.counter[1], k.counter[2], k.counter[3]}},
+                                         k.key[0], k.key[1]);
     for (int i = 0; i < 4; ++i) EXPECT_EQ(out.word[i], k.out[i]);
   }
 }

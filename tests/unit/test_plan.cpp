@@ -59,9 +59,8 @@ TEST(Layout, EveryCodeByteHasAPlaceOfItsOwn) {
     ASSERT_EQ(v.page_slots % v.tile, 0);
     ASSERT_GE(v.page_slots, v.page_size);
     ASSERT_GE(v.code_bytes * 8, v.num_subspaces * (v.bits <= 4 ? 4 : 8));
-    std::vector<char> used(static_cast<std::size_t>(v.num_pages * v.num_kv_heads) * v.page_slots *
-                               v.code_bytes,
-                           0);
+    std::vector<char> used(
+        static_cast<std::size_t>(v.num_pages * v.num_kv_heads) * v.page_slots * v.code_bytes, 0);
     for (int page = 0; page < v.num_pages; ++page) {
       for (int head = 0; head < v.num_kv_heads; ++head) {
         for (int slot = 0; slot < v.page_size; ++slot) {
@@ -82,9 +81,8 @@ TEST(Layout, EveryBlockOfAPageHasAMeanOfItsOwn) {
   for (int trial = 0; trial < 200; ++trial) {
     const IndexView v = plan_of(random_config(random)).view;
     if (v.block_size == 0) continue;
-    std::vector<char> used(static_cast<std::size_t>(v.num_pages) * v.num_kv_heads *
-                               v.blocks_per_page,
-                           0);
+    std::vector<char> used(
+        static_cast<std::size_t>(v.num_pages) * v.num_kv_heads * v.blocks_per_page, 0);
     for (int page = 0; page < v.num_pages; ++page) {
       for (int head = 0; head < v.num_kv_heads; ++head) {
         // A contiguous page is its sequence; else pages hold whole blocks or a part of one.
@@ -133,8 +131,8 @@ TEST(Plan, CarvesWhatItCounts) {
     const std::size_t books = static_cast<std::size_t>(v.codebook_slots) * v.num_kv_heads;
     const std::size_t square = books * v.head_dim * v.head_dim * 4;
     expect_disjoint(
-        {{v.codes, static_cast<std::size_t>(v.num_pages) * v.num_kv_heads * v.page_slots *
-                       v.code_bytes},
+        {{v.codes,
+          static_cast<std::size_t>(v.num_pages) * v.num_kv_heads * v.page_slots * v.code_bytes},
          {v.means, static_cast<std::size_t>(v.num_pages) * v.num_kv_heads * v.blocks_per_page *
                        v.head_dim * static_cast<std::size_t>(dtype_size(v.mean_dtype))},
          {v.codebooks, books * v.num_subspaces * v.dcent * v.ksub * 4},

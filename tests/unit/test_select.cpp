@@ -17,26 +17,49 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-enum class Shape { random, sorted, reversed, two_valued, tied, nan, mostly_nan, infinities, narrow, zeros, blocks };
-constexpr Shape kShapes[] = {Shape::random, Shape::sorted,     Shape::reversed,   Shape::two_valued,
-                             Shape::tied,   Shape::nan,        Shape::mostly_nan, Shape::infinities,
-                             Shape::narrow, Shape::zeros,      Shape::blocks};
+enum class Shape {
+  random,
+  sorted,
+  reversed,
+  two_valued,
+  tied,
+  nan,
+  mostly_nan,
+  infinities,
+  narrow,
+  zeros,
+  blocks
+};
+constexpr Shape kShapes[] = {Shape::random, Shape::sorted, Shape::reversed,   Shape::two_valued,
+                             Shape::tied,   Shape::nan,    Shape::mostly_nan, Shape::infinities,
+                             Shape::narrow, Shape::zeros,  Shape::blocks};
 
 float value(Shape shape, int i, int n, Random& random) {
   const float x = static_cast<float>(random.normal());
   switch (shape) {
-    case Shape::random: return x;
-    case Shape::sorted: return static_cast<float>(i) / 7;
-    case Shape::reversed: return static_cast<float>(n - i) / 7;
-    case Shape::two_valued: return random.integer(0, 1) == 0 ? -1.5f : 2.5f;
-    case Shape::tied: return -3.0f;
-    case Shape::nan: return random.integer(0, 9) == 0 ? std::nanf("") : x;
-    case Shape::mostly_nan: return random.integer(0, 99) == 0 ? x : -std::nanf("");
-    case Shape::infinities: return random.integer(0, 2) == 0 ? kInf : random.integer(0, 1) == 0 ? -kInf : x;
+    case Shape::random:
+      return x;
+    case Shape::sorted:
+      return static_cast<float>(i) / 7;
+    case Shape::reversed:
+      return static_cast<float>(n - i) / 7;
+    case Shape::two_valued:
+      return random.integer(0, 1) == 0 ? -1.5f : 2.5f;
+    case Shape::tied:
+      return -3.0f;
+    case Shape::nan:
+      return random.integer(0, 9) == 0 ? std::nanf("") : x;
+    case Shape::mostly_nan:
+      return random.integer(0, 99) == 0 ? x : -std::nanf("");
+    case Shape::infinities:
+      return random.integer(0, 2) == 0 ? kInf : random.integer(0, 1) == 0 ? -kInf : x;
     // Equal in all but the lowest mantissa bits, so that the first radix digits all tie.
-    case Shape::narrow: return 1.0f + static_cast<float>(random.integer(0, 40)) * 0x1p-23f;
-    case Shape::zeros: return random.integer(0, 20) == 0 ? 1.0f : random.integer(0, 1) == 0 ? -0.0f : 0.0f;
-    case Shape::blocks: return static_cast<float>((i / 1000) % 3) + (i % 5 == 0 ? x * 1e-6f : 0);
+    case Shape::narrow:
+      return 1.0f + static_cast<float>(random.integer(0, 40)) * 0x1p-23f;
+    case Shape::zeros:
+      return random.integer(0, 20) == 0 ? 1.0f : random.integer(0, 1) == 0 ? -0.0f : 0.0f;
+    case Shape::blocks:
+      return static_cast<float>((i / 1000) % 3) + (i % 5 == 0 ? x * 1e-6f : 0);
   }
   return 0;
 }
@@ -73,8 +96,8 @@ class Select : public BackendTest {
 };
 
 TEST_P(Select, AgreesWithAFullSort) {
-  const Problem problems[] = {{1, 1, 1},         {3, 40, 1},      {5, 100, 100},  {4, 100, 128},
-                              {2, 1000, 999},    {7, 2053, 128},  {1, 70000, 64}, {2, 20000, 8192},
+  const Problem problems[] = {{1, 1, 1},         {3, 40, 1},       {5, 100, 100},  {4, 100, 128},
+                              {2, 1000, 999},    {7, 2053, 128},   {1, 70000, 64}, {2, 20000, 8192},
                               {1, 200001, 8192}, {1, 200001, 300}, {33, 700, 24}};
   int seed = 0;
   for (const Problem& p : problems) {
@@ -91,7 +114,8 @@ TEST_P(Select, AgreesWithAFullSort) {
         row.first = r == 0 ? 0 : random.integer(0, p.n / 3);
         row.end = r == 0 ? p.n : random.integer(row.first, p.n);
         row.n = p.n;
-        if (r % 5 == 4) row.kind = static_cast<RowKind>(random.integer(0, 1) * 3);  // empty, not_built
+        if (r % 5 == 4)
+          row.kind = static_cast<RowKind>(random.integer(0, 1) * 3);  // empty, not_built
         std::vector<float> own(p.n, kInf);
         for (int i = row.first; i < row.end; ++i) {
           own[i] = scores[r * stride + i] = value(shape, i, p.n, random);
@@ -123,12 +147,13 @@ TEST_P(Select, AgreesWithAFullSort) {
         const std::vector<std::int32_t> got = selected.download(), got_counts = counts.download();
         for (int r = 0; r < p.rows; ++r) {
           ASSERT_EQ(got_counts[r], static_cast<int>(want[r].size()))
-              << "n " << p.n << " k " << p.k << " shape " << static_cast<int>(shape) << " row " << r;
-          const std::vector<std::int32_t> list(got.begin() + static_cast<std::ptrdiff_t>(r) * p.k,
-                                               got.begin() + static_cast<std::ptrdiff_t>(r) * p.k +
-                                                   got_counts[r]);
-          ASSERT_TRUE(list == want[r])
-              << "n " << p.n << " k " << p.k << " shape " << static_cast<int>(shape) << " row " << r;
+              << "n " << p.n << " k " << p.k << " shape " << static_cast<int>(shape) << " row "
+              << r;
+          const std::vector<std::int32_t> list(
+              got.begin() + static_cast<std::ptrdiff_t>(r) * p.k,
+              got.begin() + static_cast<std::ptrdiff_t>(r) * p.k + got_counts[r]);
+          ASSERT_TRUE(list == want[r]) << "n " << p.n << " k " << p.k << " shape "
+                                       << static_cast<int>(shape) << " row " << r;
         }
         if (backend == Backend::cuda) break;  // has no threads
       }
@@ -156,7 +181,8 @@ TEST_P(Select, AfterRefineChoosesFromTheShortlist) {
         for (const int i : best(own, 0, counts[r], k)) want[r].push_back(shortlist[r * stride + i]);
       }
       DeviceBuffer<float> device_scores(backend, scores);
-      DeviceBuffer<std::int32_t> device_shortlist(backend, shortlist), device_counts(backend, counts);
+      DeviceBuffer<std::int32_t> device_shortlist(backend, shortlist),
+          device_counts(backend, counts);
       DeviceBuffer<RowState> device_rows(
           backend, std::vector<RowState>(rows, RowState{RowKind::sparse, 4000, 0, 3000}));
       DeviceBuffer<std::int32_t> selected(backend, static_cast<std::size_t>(rows) * k),
@@ -181,8 +207,10 @@ TEST_P(Select, AfterRefineChoosesFromTheShortlist) {
       const auto got = selected.download(), got_counts = selected_counts.download();
       for (int r = 0; r < rows; ++r) {
         ASSERT_EQ(got_counts[r], static_cast<int>(want[r].size()));
-        const std::vector<std::int32_t> list(got.begin() + r * k, got.begin() + r * k + got_counts[r]);
-        ASSERT_TRUE(list == want[r]) << "k " << k << " shape " << static_cast<int>(shape) << " row " << r;
+        const std::vector<std::int32_t> list(got.begin() + r * k,
+                                             got.begin() + r * k + got_counts[r]);
+        ASSERT_TRUE(list == want[r])
+            << "k " << k << " shape " << static_cast<int>(shape) << " row " << r;
       }
     }
   }

@@ -95,7 +95,8 @@ class StageTest : public BackendTest {
   int id(int page, int head, int slot, int s) const {
     const IndexView& v = plan_.view;
     return ids_[((static_cast<std::size_t>(page) * v.num_kv_heads + head) * v.page_size + slot) *
-                    v.num_subspaces + s];
+                    v.num_subspaces +
+                s];
   }
 
   Plan plan_{};
@@ -162,7 +163,8 @@ TEST_P(StageTest, ScoreAddsInTheContractsOrder) {
       p.step.block_table = device_table.data();
       p.step.block_table_stride = pages_per;
     }
-    p.queries = {queries.data(), DType::float32, 2 * c.num_query_heads * d, c.num_query_heads * d, d};
+    p.queries = {queries.data(), DType::float32, 2 * c.num_query_heads * d, c.num_query_heads * d,
+                 d};
     p.luts = luts.data();
     p.biases = s.block > 0 ? biases.data() : nullptr;
     p.bias_stride = plan_.bias_stride;
@@ -181,7 +183,8 @@ TEST_P(StageTest, ScoreAddsInTheContractsOrder) {
         const float score = got[static_cast<std::size_t>(row) * plan_.score_stride + position];
         if (position < c.sink_size || position >= end) {
           ASSERT_EQ(std::bit_cast<std::uint32_t>(score), kPoison)
-              << "position " << position << " is no candidate of [" << c.sink_size << ", " << end << ")";
+              << "position " << position << " is no candidate of [" << c.sink_size << ", " << end
+              << ")";
           continue;
         }
         auto page_at = [&](int at) {
@@ -203,7 +206,8 @@ TEST_P(StageTest, ScoreAddsInTheContractsOrder) {
             // Transposed: [slot][Hkv][m][dcent][ksub].
             const std::size_t at =
                 (((static_cast<std::size_t>(slot) * c.num_kv_heads + kv) * s.m + k) * v.dcent + j) *
-                    v.ksub + code;
+                    v.ksub +
+                code;
             entry = std::fma(query[k * v.dsub + j], centroids_[at], entry);
           }
           want = first ? entry : want + entry;
@@ -212,7 +216,8 @@ TEST_P(StageTest, ScoreAddsInTheContractsOrder) {
         }
         // A GPU may sum the bias in an order of its own.
         if (backend == Backend::cpu || s.block == 0) {
-          ASSERT_EQ(std::bit_cast<std::uint32_t>(score + 0.0f), std::bit_cast<std::uint32_t>(want + 0.0f))
+          ASSERT_EQ(std::bit_cast<std::uint32_t>(score + 0.0f),
+                    std::bit_cast<std::uint32_t>(want + 0.0f))
               << "row " << row << " position " << position << ": " << score << " " << want;
         } else {
           ASSERT_NEAR(score, want, bound) << "row " << row << " position " << position;
@@ -238,20 +243,25 @@ TEST_P(StageTest, RefineIsTheExactProduct) {
       const int rows = 12, stride = 27;
       Random random(static_cast<std::uint64_t>(d));
       // [slot][position][head][d] and [B][Hq][d].
-      std::vector<float> k(2 * 100 * 2 * static_cast<std::size_t>(d)), q(rows * static_cast<std::size_t>(d));
+      std::vector<float> k(2 * 100 * 2 * static_cast<std::size_t>(d)),
+          q(rows * static_cast<std::size_t>(d));
       std::vector<std::uint16_t> k16, q16;
-      for (float& x : k) k16.push_back(bits16(dtype, x = round_to(dtype, static_cast<float>(random.normal()))));
-      for (float& x : q) q16.push_back(bits16(dtype, x = round_to(dtype, static_cast<float>(random.normal()))));
+      for (float& x : k)
+        k16.push_back(bits16(dtype, x = round_to(dtype, static_cast<float>(random.normal()))));
+      for (float& x : q)
+        q16.push_back(bits16(dtype, x = round_to(dtype, static_cast<float>(random.normal()))));
       const bool wide = dtype == DType::float32;
-      DeviceBuffer<float> k_wide(backend, wide ? k : std::vector<float>{}), q_wide(backend, wide ? q : std::vector<float>{});
+      DeviceBuffer<float> k_wide(backend, wide ? k : std::vector<float>{}),
+          q_wide(backend, wide ? q : std::vector<float>{});
       DeviceBuffer<std::uint16_t> k_half(backend, k16), q_half(backend, q16);
       std::vector<std::int32_t> shortlist(rows * stride, -1), counts(rows);
       for (int r = 0; r < rows; ++r) {
         counts[r] = r == 3 ? 0 : random.integer(1, stride);
-        for (int i = 0; i < counts[r]; ++i) shortlist[r * stride + i] = 8 + 2 * i + random.integer(0, 1);
+        for (int i = 0; i < counts[r]; ++i)
+          shortlist[r * stride + i] = 8 + 2 * i + random.integer(0, 1);
       }
-      DeviceBuffer<std::int32_t> device_shortlist(backend, shortlist), device_counts(backend, counts),
-          lengths_(backend, std::vector<std::int32_t>{100, 100});
+      DeviceBuffer<std::int32_t> device_shortlist(backend, shortlist),
+          device_counts(backend, counts), lengths_(backend, std::vector<std::int32_t>{100, 100});
       DeviceBuffer<SequenceState> states(
           backend, std::vector<SequenceState>{{1, 100, 100, 1, 1, 0}, {0, 100, 100, 1, 1, 0}});
       DeviceBuffer<float> scores(backend, rows * stride);
@@ -262,8 +272,15 @@ TEST_P(StageTest, RefineIsTheExactProduct) {
       p.step.query_tokens = 1;
       p.step.lengths = lengths_.data();
       p.step.states = states.data();
-      p.queries = {wide ? static_cast<const void*>(q_wide.data()) : q_half.data(), dtype, 6 * d, 6 * d, d};
-      p.keys = {wide ? static_cast<const void*>(k_wide.data()) : k_half.data(), dtype, 100 * 2 * d, 2 * d, d, nullptr, 0};
+      p.queries = {wide ? static_cast<const void*>(q_wide.data()) : q_half.data(), dtype, 6 * d,
+                   6 * d, d};
+      p.keys = {wide ? static_cast<const void*>(k_wide.data()) : k_half.data(),
+                dtype,
+                100 * 2 * d,
+                2 * d,
+                d,
+                nullptr,
+                0};
       p.shortlist = device_shortlist.data();
       p.shortlist_counts = device_counts.data();
       p.shortlist_stride = stride;
@@ -274,7 +291,8 @@ TEST_P(StageTest, RefineIsTheExactProduct) {
       for (int r = 0; r < rows; ++r) {
         const int slot = r < 6 ? 1 : 0, kv = r % 6 / 3;
         for (int i = 0; i < counts[r]; ++i) {
-          const float* key = k.data() + ((slot * 100 + shortlist[r * stride + i]) * 2 + kv) * static_cast<std::ptrdiff_t>(d);
+          const float* key = k.data() + ((slot * 100 + shortlist[r * stride + i]) * 2 + kv) *
+                                            static_cast<std::ptrdiff_t>(d);
           const float* query = q.data() + static_cast<std::ptrdiff_t>(r) * d;
           const Score want = dot(query, key, d);
           ASSERT_NEAR(got[r * stride + i], want.value, want.bound);
@@ -296,11 +314,13 @@ TEST_P(StageTest, MaskTellsWhatARowIs) {
   ASSERT_FALSE(HasFatalFailure());
   const Backend backend = GetParam();
   const int limit = plan_.view.dense_limit, heads = c.num_query_heads;
-  const std::vector<std::int32_t> n{limit - 1, limit, limit + 1, 400, 401, 399, 0, 1, 2, 300, 300, 303};
+  const std::vector<std::int32_t> n{limit - 1, limit, limit + 1, 400, 401, 399,
+                                    0,         1,     2,         300, 300, 303};
   DeviceBuffer<std::int32_t> lengths_(backend, n);
-  DeviceBuffer<SequenceState> states(
-      backend, std::vector<SequenceState>{{0, limit - 1, 0, 3, 0, 0}, {1, 400, 0, 3, 1, 0},
-                                          {2, 0, 0, 2, 1, 0}, {-1, 0, 0, 0, 0, 0}});
+  DeviceBuffer<SequenceState> states(backend, std::vector<SequenceState>{{0, limit - 1, 0, 3, 0, 0},
+                                                                         {1, 400, 0, 3, 1, 0},
+                                                                         {2, 0, 0, 2, 1, 0},
+                                                                         {-1, 0, 0, 0, 0, 0}});
   DeviceBuffer<std::uint32_t> status(backend, std::vector<std::uint32_t>(4, 1u << 20));
   DeviceBuffer<RowState> rows(backend, 12 * static_cast<std::size_t>(heads));
   rows.fill(0x5b);
@@ -316,9 +336,9 @@ TEST_P(StageTest, MaskTellsWhatARowIs) {
   ASSERT_TRUE(stages().mask(p, launch()).ok());
   stream_.synchronize();
   const std::vector<RowState> got = rows.download();
-  const RowKind kinds[] = {RowKind::dense, RowKind::dense,  RowKind::not_built, RowKind::sparse,
+  const RowKind kinds[] = {RowKind::dense,  RowKind::dense, RowKind::not_built, RowKind::sparse,
                            RowKind::sparse, RowKind::empty, RowKind::dense,     RowKind::dense,
-                           RowKind::empty, RowKind::empty,  RowKind::empty,     RowKind::empty};
+                           RowKind::empty,  RowKind::empty, RowKind::empty,     RowKind::empty};
   for (int i = 0; i < 12; ++i) {
     for (int h = 0; h < heads; ++h) {
       const RowState& row = got[i * heads + h];
@@ -347,17 +367,18 @@ TEST_P(StageTest, EmitWritesListsAndWeights) {
     ASSERT_FALSE(HasFatalFailure());
     const Backend backend = GetParam();
     const int max_list = plan_.max_list, stride = max_list + 3, dense_stride = 205;
-    const RowState kinds[] = {{RowKind::sparse, 150, 8, 134},   {RowKind::empty, 0, 8, 8},
-                              {RowKind::dense, 44, 8, 8},       {RowKind::not_built, 200, 8, 184},
-                              {RowKind::sparse, 200, 8, 184},   {RowKind::dense, 1, 8, 8},
-                              {RowKind::sparse, 45, 8, 29},     {RowKind::dense, 9, 8, 8}};
+    const RowState kinds[] = {{RowKind::sparse, 150, 8, 134}, {RowKind::empty, 0, 8, 8},
+                              {RowKind::dense, 44, 8, 8},     {RowKind::not_built, 200, 8, 184},
+                              {RowKind::sparse, 200, 8, 184}, {RowKind::dense, 1, 8, 8},
+                              {RowKind::sparse, 45, 8, 29},   {RowKind::dense, 9, 8, 8}};
     const std::vector<RowState> rows(std::begin(kinds), std::end(kinds));
     const int count = static_cast<int>(rows.size());
     Random random(6);
-    std::vector<std::int32_t> heavy(count * 20, -9), heavy_counts(count, 0), previous(count * stride, 0x5b5b5b5b),
-        previous_lengths(count);
+    std::vector<std::int32_t> heavy(count * 20, -9), heavy_counts(count, 0),
+        previous(count * stride, 0x5b5b5b5b), previous_lengths(count);
     std::vector<std::set<int>> want(count);
-    std::vector<float> dense(static_cast<std::size_t>(count) * dense_stride, std::bit_cast<float>(kPoison));
+    std::vector<float> dense(static_cast<std::size_t>(count) * dense_stride,
+                             std::bit_cast<float>(kPoison));
     for (int r = 0; r < count; ++r) {
       const RowState& row = rows[r];
       if (row.kind == RowKind::dense) {
@@ -370,7 +391,8 @@ TEST_P(StageTest, EmitWritesListsAndWeights) {
       if (row.kind == RowKind::sparse) {
         std::set<int> chosen;
         const int wanted = std::min(20, row.end - row.first) - (r == 4 ? 1 : 0);
-        while (static_cast<int>(chosen.size()) < wanted) chosen.insert(random.integer(row.first, row.end - 1));
+        while (static_cast<int>(chosen.size()) < wanted)
+          chosen.insert(random.integer(row.first, row.end - 1));
         std::copy(chosen.begin(), chosen.end(), heavy.begin() + r * 20);
         heavy_counts[r] = wanted;
         want[r].insert(chosen.begin(), chosen.end());
@@ -417,14 +439,17 @@ TEST_P(StageTest, EmitWritesListsAndWeights) {
       ASSERT_EQ(lens[r], static_cast<int>(want[r].size())) << r;
       ASSERT_TRUE(std::equal(want[r].begin(), want[r].end(), got.begin() + r * stride)) << r;
       for (int i = lens[r]; i < stride; ++i) {
-        ASSERT_EQ(got[r * stride + i], i < max_list ? -1 : static_cast<int>(kPoison)) << r << " " << i;
+        ASSERT_EQ(got[r * stride + i], i < max_list ? -1 : static_cast<int>(kPoison))
+            << r << " " << i;
       }
       for (int i = 0; i < stride; ++i) {
         const float w = i < lens[r] ? 1.0f : i < max_list ? 0.0f : std::bit_cast<float>(kPoison);
         ASSERT_EQ(got_weights[r * stride + i], w) << r << " " << i;
       }
       for (int i = 0; i < dense_stride; ++i) {
-        const float w = i >= 200 ? std::bit_cast<float>(kPoison) : want[r].count(i) != 0 ? 1.0f : 0.0f;
+        const float w = i >= 200                ? std::bit_cast<float>(kPoison)
+                        : want[r].count(i) != 0 ? 1.0f
+                                                : 0.0f;
         ASSERT_EQ(got_dense[r * dense_stride + i], w) << r << " " << i;
       }
     }
