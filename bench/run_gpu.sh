@@ -62,7 +62,7 @@ fi
 if has bench; then
   note "benchmarks (CUDA: graph replay, inputs rotated)"
   for b in floor next encode score select refine emit train; do
-    TAIL=30 run "bench_$b" "$build/bin/bench_$b" --benchmark_filter="${BENCH_FILTER:-cuda}" \
+    TAIL=30 run "bench_$b" timeout "${BENCH_SECONDS:-200}" "$build/bin/bench_$b" --benchmark_filter="${BENCH_FILTER:-cuda}" \
       --benchmark_min_time="${MIN_TIME:-0.1}" --benchmark_out="$out/bench_$b.json" \
       --benchmark_out_format=json
   done

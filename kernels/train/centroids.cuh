@@ -18,7 +18,7 @@ __device__ float sample_at(const TrainParams& p, std::int64_t problem, std::int3
 }
 
 /// Grid (problems): ksub distinct samples, drawn one after another by Philox; a draw that
-/// repeats is passed over. Warp 0 draws 32 at a time and takes them in order.
+/// repeats is passed over. Warp 0 draws 32 at a time, which changes nothing of that.
 template <typename S>
 __global__ void __launch_bounds__(kSeedThreads) seed_kernel(const __grid_constant__ TrainArgs a) {
   __shared__ std::int32_t chosen[256];
@@ -35,15 +35,15 @@ __global__ void __launch_bounds__(kSeedThreads) seed_kernel(const __grid_constan
     int taken = 0;
     for (std::uint32_t draw = 0; taken < ksub; draw += 32) {
       const std::int32_t mine = philox_index(p.seed, draw + lane, s, head, count);
-      for (int l = 0; l < 32 && taken < ksub; ++l) {
-        const std::int32_t index = __shfl_sync(0xffffffffu, mine, l);
-        bool repeats = false;
-        for (int i = static_cast<int>(lane); i < taken; i += 32) repeats |= chosen[i] == index;
-        if (__any_sync(0xffffffffu, repeats)) continue;
-        if (lane == 0) chosen[taken] = index;
-        ++taken;
-        __syncwarp();
-      }
+      // A draw that an earlier lane made as well is a repeat, whatever became of that one.
+      const unsigned earlier = (1u << lane) - 1;
+      bool repeats = (__match_any_sync(0xffffffffu, mine) & earlier) != 0;
+      for (int i = 0; i < taken; ++i) repeats |= chosen[i] == mine;
+      const unsigned fresh = __ballot_sync(0xffffffffu, !repeats);
+      const int place = taken + __popc(fresh & earlier);
+      if (!repeats && place < ksub) chosen[place] = mine;
+      taken += __popc(fresh);
+      __syncwarp();
     }
   }
   __syncthreads();

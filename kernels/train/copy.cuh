@@ -59,8 +59,8 @@ __device__ __forceinline__ bool not_finite(std::uint32_t word) {
   return kWhole ? first : first || (word >> 16 & kExponent) == kExponent;
 }
 
-/// Grid (Hkv, tiles of kCopyKeys encoded positions), heads innermost, since they may lie side
-/// by side in the cache: which positions' vectors are finite.
+/// Grid (tiles of kCopyKeys encoded positions * Hkv), heads innermost, since they may lie side by
+/// side in the cache: which positions' vectors are finite.
 template <typename E>
 __global__ void __launch_bounds__(kCopyThreads)
     survey_copy_kernel(const __grid_constant__ TrainArgs a) {
@@ -70,8 +70,9 @@ __global__ void __launch_bounds__(kCopyThreads)
   let_successor_start();
   const TrainParams& p = a.p;
   if (keeps_codebook(p)) return;
-  const auto head = static_cast<std::int32_t>(blockIdx.x);
-  const std::int32_t first = static_cast<std::int32_t>(blockIdx.y) * kCopyKeys;
+  const auto heads = static_cast<unsigned>(p.index.num_kv_heads);
+  const auto head = static_cast<std::int32_t>(blockIdx.x % heads);
+  const std::int32_t first = static_cast<std::int32_t>(blockIdx.x / heads) * kCopyKeys;
   const std::int32_t left = p.num_positions - first;
   const int count = left < kCopyKeys ? left : kCopyKeys;
   const std::int32_t* table = block_table_row(p.step, 0);
@@ -93,8 +94,8 @@ __global__ void __launch_bounds__(kCopyThreads)
   if (tid < count) a.finite[std::int64_t{head} * p.index.max_seq_len + first + tid] = finite[tid];
 }
 
-/// Grid (Hkv, tiles of kCopyKeys samples): samples [problem][max_samples][dsub]. A chunk lies
-/// in one subspace.
+/// Grid (tiles of kCopyKeys samples * Hkv), heads innermost: samples [problem][max_samples][dsub].
+/// A chunk lies in one subspace.
 template <typename E>
 __global__ void __launch_bounds__(kCopyThreads)
     gather_copy_kernel(const __grid_constant__ TrainArgs a) {
@@ -103,8 +104,9 @@ __global__ void __launch_bounds__(kCopyThreads)
   let_successor_start();
   const TrainParams& p = a.p;
   const IndexView& ix = p.index;
-  const auto head = static_cast<std::int32_t>(blockIdx.x);
-  const std::int32_t first = static_cast<std::int32_t>(blockIdx.y) * kCopyKeys;
+  const auto heads = static_cast<unsigned>(p.index.num_kv_heads);
+  const auto head = static_cast<std::int32_t>(blockIdx.x % heads);
+  const std::int32_t first = static_cast<std::int32_t>(blockIdx.x / heads) * kCopyKeys;
   const std::int32_t left = samples_of(p, head) - first;
   const int count = left < kCopyKeys ? left : kCopyKeys;
   if (count <= 0) return;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Lloyd's iterations. The nearest centroid is found on tensor cores as the least of
-// |c|^2 - 2 x.c, with samples and centroids split into two bfloat16 each (16 bits of
-// mantissa): it steers training alone; final codes come from stage encode. Sums are float32
-// in an order that the sizes fix.
+// Lloyd's iterations for the shapes that step.cuh does not serve. The nearest centroid is found
+// on tensor cores as the least of |c|^2 - 2 x.c, with samples and centroids split into two
+// bfloat16 each (16 bits of mantissa): it steers training alone; final codes come from stage
+// encode. Sums are float32 in an order that the sizes fix.
 #pragma once
 
 #include "common/launch.h"

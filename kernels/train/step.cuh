@@ -4,9 +4,9 @@
 // clusters' sums, both on tensor cores.
 //
 // The nearest is the least of |c|^2 / 2 - x.c with c rounded to the samples' own type. A
-// sample is a key that was rounded to that type before, so this moves no centroid by more than
-// the keys were moved; the means themselves stay float32, and final codes come from stage
-// encode. Sums are products of samples with a matrix of ones and zeros, exact, added up in
+// sample is a key that was rounded to that type before, so the search sees a centroid moved by
+// no more than the keys were; the means themselves stay float32, and final codes come from
+// stage encode. Sums are products of samples with a matrix of ones and zeros, exact, added up in
 // float32 in an order that the sizes fix.
 #pragma once
 
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
 
   const auto load = [&](int buffer, std::int32_t first) {
     constexpr int kChunks = kDims / 8;
-#pragma unroll 4
+#pragma unroll(kDims > 64 ? 2 : 4)
     for (int i = tid; i < kSamples * kChunks; i += kStepThreads) {
       const int k = i / kChunks, j = i % kChunks * 8;
       const bool there = first + k < end && j < dcent;

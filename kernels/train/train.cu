@@ -111,16 +111,16 @@ Status take_samples(const TrainArgs& a, const Launch& launch) {
   const dim3 survey(static_cast<unsigned>(tiling.tiles(ix.encode_from, p.step.fixed_length)),
                     heads);
   Status s = copies ? launch_kernel<survey_copy_kernel<E>>(
-                          "train: survey", launch,
-                          dim3(heads, blocks_for(p.num_positions, kCopyKeys)), kCopyThreads, 0, a)
+                          "train: survey", launch, heads * blocks_for(p.num_positions, kCopyKeys),
+                          kCopyThreads, 0, a)
                     : launch_kernel<survey_kernel<E>>("train: survey", launch, survey,
                                                       kSampleThreads, bytes, a, tiling, wide);
   if (!s.ok()) return s;
   s = launch_kernel<choose_kernel>("train: choose", launch, heads, kChooseThreads, 0, a);
   if (!s.ok()) return s;
-  return copies ? launch_kernel<gather_copy_kernel<E>>(
-                      "train: gather", launch, dim3(heads, blocks_for(p.max_samples, kCopyKeys)),
-                      kCopyThreads, 0, a)
+  return copies ? launch_kernel<gather_copy_kernel<E>>("train: gather", launch,
+                                                       heads * blocks_for(p.max_samples, kCopyKeys),
+                                                       kCopyThreads, 0, a)
                 : launch_kernel<gather_kernel<E, S>>(
                       "train: gather", launch, dim3(blocks_for(p.max_samples, tiling.keys), heads),
                       kSampleThreads, bytes, a, tiling, wide);
