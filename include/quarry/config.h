@@ -21,10 +21,11 @@ enum class Metric : std::int32_t {
 enum class Algorithm : std::int32_t {
   automatic = 0,  ///< resolved at create() from the configuration alone
   staged = 1,     ///< one kernel a stage
-  scan = 2,       ///< the whole step in one or two kernels
+  scan = 2,       ///< the whole step in one or two kernels; not built yet: unsupported
 };
 
-/// What becomes of the query heads that share a KV head.
+/// What becomes of the query heads that share a KV head. All but per_head are not built yet:
+/// create() answers unsupported.
 enum class GqaReduction : std::int32_t { per_head = 0, sum = 1, softmax_sum = 2, max = 3 };
 
 /// Everything that fixes an Indexer's shape and behaviour. The default is the original

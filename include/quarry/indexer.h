@@ -151,7 +151,9 @@ class Indexer {
 
   /// Trains on positions encode_from .. n-1 (k-means; product quantization after Jegou et
   /// al. 2011) unless the slot has a codebook, then encodes them. Too few finite keys
-  /// (below ksub for a KV head): too_few_keys, the index unchanged.
+  /// (below ksub for a KV head): too_few_keys, the index unchanged. On CUDA the host knows
+  /// only how many positions there are; that too few are finite is kTooFewKeys in
+  /// device_status, and the next build() of the slot trains again.
   /// Reads positions encode_from .. n-1 of the cache.
   Status build(const BuildArgs& args, Stream stream) noexcept;
 
