@@ -25,9 +25,13 @@ void next(benchmark::State& state, const Workload& workload, Backend backend) {
 }
 
 void add(const Workload& workload) {
-  quarry::bench::for_each_backend(
-      std::string("next/") + workload.name + "/staged",
-      [workload](benchmark::State& state, Backend backend) { next(state, workload, backend); });
+  using quarry::Algorithm;
+  for (const Algorithm algorithm : {Algorithm::staged, Algorithm::scan}) {
+    const Workload chosen = quarry::bench::with(algorithm, workload);
+    quarry::bench::for_each_backend(
+        std::string("next/") + workload.name + "/" + quarry::to_string(algorithm),
+        [chosen](benchmark::State& state, Backend backend) { next(state, chosen, backend); });
+  }
 }
 
 }  // namespace

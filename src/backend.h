@@ -26,6 +26,7 @@ struct Stages {
   Status (*select)(const SelectParams&, const Launch&) noexcept;
   Status (*refine)(const RefineParams&, const Launch&) noexcept;
   Status (*emit)(const EmitParams&, const Launch&) noexcept;
+  Status (*scan)(const ScanParams&, const Launch&) noexcept;  ///< null: staged alone
   Status (*set_codebook)(const SetCodebookParams&, const Launch&) noexcept;
   Status (*truncate)(const TruncateParams&, const Launch&) noexcept;
   Status (*reset)(const ResetParams&, const Launch&) noexcept;
@@ -35,6 +36,8 @@ struct Stages {
   /// Scratch a stage wants beside what plan.h carves for every backend; may be 0.
   std::size_t (*select_scratch_bytes)(std::int32_t rows, std::int32_t k,
                                       std::int32_t max_candidates) noexcept;
+  std::size_t (*scan_scratch_bytes)(const IndexView&, std::int32_t batch_size,
+                                    std::int32_t query_tokens) noexcept;
   std::size_t (*train_scratch_bytes)(const IndexView&, std::int32_t max_samples) noexcept;
 
   /// train() returns only once it is known whether it succeeded.

@@ -90,9 +90,10 @@ Status check_relations(const IndexerConfig& c) {
   return {};
 }
 
-Status check_served(const IndexerConfig& c) {
-  if (c.algorithm == Algorithm::scan) {
-    return Status(StatusCode::unsupported, "config.algorithm scan is not built");
+Status check_served(const IndexerConfig& c, Backend backend) {
+  if (c.algorithm == Algorithm::scan && stages_of(backend)->scan == nullptr) {
+    return Status(StatusCode::unsupported, "config.algorithm scan is not built for backend %s",
+                  to_string(backend));
   }
   if (c.gqa_reduction != GqaReduction::per_head) {
     return Status(StatusCode::unsupported, "config.gqa_reduction %s is not built",
@@ -125,11 +126,13 @@ Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out)
   }
   if (Status s = check_ranges(config); !s.ok()) return s;
   if (Status s = check_relations(config); !s.ok()) return s;
-  if (Status s = check_served(config); !s.ok()) return s;
+  if (Status s = check_served(config, backend); !s.ok()) return s;
   IndexerConfig c = config;
   if (c.encode_from < 0) c.encode_from = c.sink_size;
   if (c.dense_threshold < 0) c.dense_threshold = c.heavy_size + c.encode_from + 1 + (1 << c.bits);
-  if (c.algorithm == Algorithm::automatic) c.algorithm = Algorithm::staged;
+  if (c.algorithm == Algorithm::automatic) {
+    c.algorithm = stages_of(backend)->scan == nullptr ? Algorithm::staged : Algorithm::scan;
+  }
   *out = c;
   return {};
 }

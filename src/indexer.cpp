@@ -7,7 +7,7 @@
 
 #include "backend.h"
 #include "plan.h"
-#include "staged.h"
+#include "step.h"
 #include "validate.h"
 
 namespace quarry {
@@ -151,6 +151,9 @@ Status Indexer::next(const NextArgs& args, Stream stream) noexcept {
   const NextBuffers buffers =
       carve_next(arena, im.plan, *im.stages, args.batch.batch_size, args.batch.query_tokens);
   if (Status s = check_workspace(args.workspace, arena.bytes()); !s.ok()) return s;
+  if (im.plan.algorithm == Algorithm::scan) {
+    return im.stages->scan(make_scan(im.plan, args, buffers), im.on(stream));
+  }
   return run_staged(make_staged(im.plan, args, buffers), *im.stages, im.on(stream));
 }
 

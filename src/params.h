@@ -205,6 +205,16 @@ struct EmitParams {
   const std::int32_t* previous_lengths;
 };
 
+/// Algorithm `scan`: a whole step. What it writes is what the stages above would, byte for byte.
+struct ScanParams {
+  IndexView index;
+  StepView step;
+  KeyView keys;
+  QueryView queries;
+  EmitParams emit;        ///< its outputs; rows, heavy and heavy_counts are null
+  void* backend_scratch;  ///< scan_scratch_bytes() of the backend
+};
+
 /// set_codebook: caller's layout to the index's, has_codebook = 1, seen = encode_from where
 /// the slot had codes. With codebooks null (build with a rotation, slot without a codebook):
 /// the rotations alone are copied, nothing else changes.

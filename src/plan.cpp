@@ -101,6 +101,11 @@ NextBuffers carve_next(Arena& arena, const Plan& plan, const Stages& stages,
   const std::int32_t rows = batch_size * query_tokens * plan.list_heads;
   NextBuffers b{};
   b.states = arena.take<SequenceState>(batch_size);
+  if (plan.algorithm == Algorithm::scan) {
+    const std::size_t scratch = stages.scan_scratch_bytes(v, batch_size, query_tokens);
+    b.scan_scratch = arena.take<std::byte>(static_cast<std::int64_t>(scratch));
+    return b;
+  }
   b.rows = arena.take<RowState>(rows);
   b.luts = arena.take<float>(rows, v.num_subspaces, v.ksub);
   if (v.block_size > 0) b.biases = arena.take<float>(rows, plan.bias_stride);
@@ -153,6 +158,7 @@ Status make_plan(const IndexerConfig& c, const Stages& stages, Plan* out) noexce
   plan.rotation = c.rotation;
   plan.trains = !c.shared_codebook;
   plan.paged = c.page_size > 0;
+  plan.algorithm = c.algorithm;
   plan.list_heads = c.num_query_heads;
   plan.max_list = max_list_length(c);
   plan.shortlist = c.refine_factor * c.heavy_size;

@@ -40,9 +40,10 @@ class Arena {
 struct Plan {
   IndexView view;  ///< without memory
   MemoryRequirements memory;
-  bool rotation;  ///< the index holds rotations
-  bool trains;    ///< codebooks are a slot's own
-  bool paged;     ///< positions go through a block table
+  bool rotation;        ///< the index holds rotations
+  bool trains;          ///< codebooks are a slot's own
+  bool paged;           ///< positions go through a block table
+  Algorithm algorithm;  ///< staged or scan
   std::int32_t list_heads;
   std::int32_t max_list;
   std::int32_t shortlist;  ///< r * K
@@ -55,9 +56,10 @@ Status make_plan(const IndexerConfig& resolved, const Stages& stages, Plan* out)
 /// The index's arrays, into plan->view.
 void carve_index(Arena& arena, Plan* plan) noexcept;
 
-/// Scratch of a next() or append().
+/// Scratch of a next() or append(): states, and what the configuration's algorithm needs.
 struct NextBuffers {
   SequenceState* states;
+  void* scan_scratch;  ///< algorithm scan; what follows is null
   RowState* rows;
   float* luts;
   float* biases;

@@ -66,6 +66,11 @@ Workload prefill(Workload workload) {
   return workload;
 }
 
+Workload with(Algorithm algorithm, Workload workload) {
+  workload.config.algorithm = algorithm;
+  return workload;
+}
+
 std::vector<float> normal(std::size_t count, unsigned seed) {
   // Sums of four 16-bit uniforms: as good as normal for a benchmark, and quick.
   std::mt19937_64 random(seed);

@@ -26,6 +26,7 @@ Workload rows_256();                                ///< B=8, 32 heads, 131072 p
 Workload recommended(std::int32_t sequences);       ///< Hq 32, Hkv 8, 131072, K=256
 Workload calibrated_32k();            ///< 32 heads x 32768, m=16 b=4, block 64, rotation
 Workload prefill(Workload workload);  ///< bfloat16 keys, max_seq_len of them
+Workload with(Algorithm algorithm, Workload workload);
 
 /// The raw keys of a workload, which all its layers share: it is their codes that are read
 /// whole at every step. [sequence][position][head][d]; normal keys, a random stretch of them

@@ -7,7 +7,7 @@ namespace quarry::bench {
 
 StageBench::StageBench(const Workload& workload, Backend backend, tools::DeviceQueue& queue)
     : keys_(workload, queue),
-      layer_(workload, backend, keys_, queue, 1),
+      layer_(with(Algorithm::staged, workload), backend, keys_, queue, 1),
       stages_(stages_of(backend)) {
   if (status_ = layer_.status(); !status_.ok()) return;
   if (status_ = stages_->open(0, 0, &launch_); !status_.ok()) return;

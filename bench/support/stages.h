@@ -3,7 +3,7 @@
 // One stage of a decode step at a time, on the memory of a layer that has made the step once.
 #pragma once
 
-#include "staged.h"
+#include "step.h"
 #include "support/layers.h"
 
 namespace quarry::bench {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Algorithm `staged`: a decode step as one kernel a stage, in stream order.
+// A decode step as its algorithm runs it: `staged`, one kernel a stage in stream order, or
+// `scan`, one call of the backend.
 #pragma once
 
 #include "plan.h"
@@ -23,7 +24,13 @@ struct StagedStep {
 StepView make_step(const Batch& batch, const KeyView& keys, SequenceState* states,
                    std::uint32_t* device_status) noexcept;
 
+/// What a step writes; whose rows and heavy positions is for the algorithm to say.
+EmitParams make_emit(const Plan& plan, const NextArgs& args, const StepView& step) noexcept;
+
 StagedStep make_staged(const Plan& plan, const NextArgs& args, const NextBuffers& buffers) noexcept;
+
+/// Algorithm `scan`: the same step as one call of the backend.
+ScanParams make_scan(const Plan& plan, const NextArgs& args, const NextBuffers& buffers) noexcept;
 
 Status run_staged(const StagedStep& step, const Stages& stages, const Launch& launch) noexcept;
 

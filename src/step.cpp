@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "staged.h"
+#include "step.h"
 
 namespace quarry {
 
@@ -54,15 +54,20 @@ StagedStep make_staged(const Plan& plan, const NextArgs& args,
   s.reselect.selected = buffers.heavy;
   s.reselect.selected_counts = buffers.heavy_counts;
 
-  EmitParams& emit = s.emit;
+  s.emit = make_emit(plan, args, step);
+  s.emit.rows = buffers.rows;
+  s.emit.heavy = buffers.heavy;
+  s.emit.heavy_counts = buffers.heavy_counts;
+  return s;
+}
+
+EmitParams make_emit(const Plan& plan, const NextArgs& args, const StepView& step) noexcept {
+  EmitParams emit{};
   emit.index = plan.view;
   emit.step = step;
-  emit.num_rows = num_rows;
+  emit.num_rows = step.batch_size * step.query_tokens * plan.list_heads;
   emit.list_heads = plan.list_heads;
   emit.max_list = plan.max_list;
-  emit.rows = buffers.rows;
-  emit.heavy = buffers.heavy;
-  emit.heavy_counts = buffers.heavy_counts;
   emit.indices = args.indices;
   emit.index_stride = args.index_stride;
   emit.list_lengths = args.list_lengths;
@@ -71,7 +76,13 @@ StagedStep make_staged(const Plan& plan, const NextArgs& args,
   emit.dense_stride = args.dense_stride;
   emit.previous_indices = args.previous_indices;
   emit.previous_lengths = args.previous_lengths;
-  return s;
+  return emit;
+}
+
+ScanParams make_scan(const Plan& plan, const NextArgs& args, const NextBuffers& buffers) noexcept {
+  const StepView step = make_step(args.batch, args.keys, buffers.states, args.device_status);
+  return {plan.view,           step, args.keys, args.queries, make_emit(plan, args, step),
+          buffers.scan_scratch};
 }
 
 Status run_staged(const StagedStep& step, const Stages& stages, const Launch& launch) noexcept {
