@@ -7,13 +7,13 @@
 
 #include "common/launch.h"
 #include "score/bias.cuh"
+#include "score/codes.cuh"
 #include "score/lut.cuh"
 
 namespace quarry::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kKeys = 4;  // consecutive keys a thread: one 4-byte load brings a byte of each
 
 /// How the host splits the work. A thread block serves the query heads of one KV head (up to
 /// 8 of them) for one chunk of positions.
@@ -45,41 +45,6 @@ constexpr std::int32_t kMostCluster = 8;
 constexpr std::int64_t kMostTableBytes = 64 * 1024;
 constexpr std::int64_t kMostQueryBytes = 8 * 1024;
 constexpr std::int64_t kMostBiasBytes = 16 * 1024;
-
-/// The code bytes of kKeys consecutive keys, key k in bits 8k .. 8k+7.
-template <bool kVector>
-struct CodeReader {
-  const std::uint8_t* codes;
-  std::int64_t offset[kVector ? 1 : kKeys];
-  std::int32_t tile;
-
-  __device__ __forceinline__ CodeReader(const IndexView& ix, const std::int32_t* table_row,
-                                        std::int32_t slot, std::int32_t head, std::int32_t p,
-                                        std::int32_t most)
-      : codes(ix.codes), tile(ix.tile) {
-#pragma unroll
-    for (int k = 0; k < (kVector ? 1 : kKeys); ++k) {
-      const std::int32_t position = min(p + k, most);
-      const std::int64_t page = page_of(ix, table_row, slot, position);
-      const std::int32_t in_page = table_row == nullptr ? position : position % ix.page_size;
-      offset[k] = code_offset(ix, page < 0 ? 0 : page, head, in_page);
-    }
-  }
-
-  __device__ __forceinline__ std::uint32_t operator()(std::int32_t byte) const {
-    const std::int64_t at = static_cast<std::int64_t>(byte) * tile;
-    if constexpr (kVector) {
-      return __ldg(reinterpret_cast<const std::uint32_t*>(codes + offset[0] + at));
-    } else {
-      std::uint32_t word = 0;
-#pragma unroll
-      for (int k = 0; k < kKeys; ++k) {
-        word |= static_cast<std::uint32_t>(__ldg(codes + offset[k] + at)) << 8 * k;
-      }
-      return word;
-    }
-  }
-};
 
 /// acc[k][h] += one subspace's table entries; `table` is its [kHeads][kStride]. Key k's code
 /// is at bit 8k + kFrom of `word`.
@@ -294,11 +259,7 @@ Status launch_score(const ScoreParams& p, const Launch& launch) {
 template <int kStride>
 Status launch_stride(const ScoreParams& p, const Launch& launch) {
   const IndexView& ix = p.index;
-  // Four aligned positions lie in one tile: tiles of 4 or more, and pages (a contiguous
-  // cache is one) that no four straddle.
-  const bool vector =
-      ix.tile >= kKeys && (p.step.block_table == nullptr || ix.page_size % kKeys == 0);
-  if (!vector) return launch_score<1, kStride, false>(p, launch);
+  if (!reads_codes_by_four(ix, p.step)) return launch_score<1, kStride, false>(p, launch);
   switch (heads_at_once(ix, kStride)) {
     case 1:
       return launch_score<1, kStride, true>(p, launch);
