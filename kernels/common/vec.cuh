@@ -42,6 +42,14 @@ auto with_dtype(DType dtype, F&& f) {
   return f(BFloat16{});
 }
 
+/// The same on the device.
+template <typename F>
+__device__ __forceinline__ void for_dtype(DType dtype, F&& f) {
+  if (dtype == DType::float32) return f(Float32{});
+  if (dtype == DType::float16) return f(Float16{});
+  return f(BFloat16{});
+}
+
 /// True where base and every stride (in elements) are multiples of 16 bytes, so that rows
 /// may be read 16 bytes at a time.
 inline bool is_wide(const void* base, DType dtype, std::initializer_list<std::int64_t> strides) {

@@ -8,12 +8,10 @@
 
 #include <type_traits>
 
+#include "encode/step_shape.h"
 #include "encode/tile.cuh"
 
 namespace quarry::cuda {
-
-/// A tile with fewer subvectors than this is encoded a thread a centroid.
-constexpr int kManySubvectors = 128;
 
 /// What both ways read. Rows of `xs` are tile_stride(head_dim) apart.
 struct NearestInput {

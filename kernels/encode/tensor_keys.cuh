@@ -8,14 +8,6 @@
 
 namespace quarry::cuda {
 
-/// f(Float32{}), f(Float16{}) or f(BFloat16{}), on the device.
-template <typename F>
-__device__ __forceinline__ void for_dtype(DType dtype, F&& f) {
-  if (dtype == DType::float32) return f(Float32{});
-  if (dtype == DType::float16) return f(Float16{});
-  return f(BFloat16{});
-}
-
 /// Where the rows of `tile` lie in the cache: one thread a row, since that takes divisions.
 __device__ __forceinline__ void find_keys(const KeySource& source, const Tile& tile, int k,
                                           std::int64_t* key_at) {

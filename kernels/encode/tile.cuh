@@ -12,10 +12,6 @@
 
 namespace quarry::cuda {
 
-/// Rows of the tile are this far apart, in floats: 16-byte aligned, and eight rows apart in
-/// one column fall into distinct banks of a 16-byte access.
-__host__ __device__ constexpr int tile_stride(int head_dim) { return head_dim + 4; }
-
 /// Whose keys: one sequence, one KV head.
 struct KeySource {
   const IndexView& ix;

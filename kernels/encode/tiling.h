@@ -9,6 +9,10 @@
 
 namespace quarry::cuda {
 
+/// Rows of a tile in shared memory are this far apart, in floats: 16-byte aligned, and eight rows
+/// apart in one column fall into distinct banks of a 16-byte access.
+QUARRY_HD constexpr int tile_stride(int head_dim) { return head_dim + 4; }
+
 struct Tile {
   std::int32_t first;        ///< its first position
   std::int32_t count;        ///< positions, at most `keys`
