@@ -9,6 +9,7 @@
 #include "encode/encode.h"
 #include "mask/mask.h"
 #include "refine/refine.h"
+#include "scan/scan.h"
 #include "score/score.h"
 #include "select/select.h"
 #include "state/state.h"
@@ -104,14 +105,15 @@ const Stages stages = {
     select,
     refine,
     emit,
-    /*scan=*/nullptr,
+    scan,
+    scan_serves,
     set_codebook,
     truncate,
     reset,
     codes,
     codebook,
     select_scratch_bytes,
-    /*scan_scratch_bytes=*/nullptr,
+    scan_scratch_bytes,
     train_scratch_bytes,
     /*train_is_synchronous=*/false,
     open,

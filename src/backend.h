@@ -27,6 +27,8 @@ struct Stages {
   Status (*refine)(const RefineParams&, const Launch&) noexcept;
   Status (*emit)(const EmitParams&, const Launch&) noexcept;
   Status (*scan)(const ScanParams&, const Launch&) noexcept;  ///< null: staged alone
+  /// Whether scan serves a resolved configuration's shape; else automatic is staged.
+  bool (*scan_serves)(const IndexView&) noexcept;
   Status (*set_codebook)(const SetCodebookParams&, const Launch&) noexcept;
   Status (*truncate)(const TruncateParams&, const Launch&) noexcept;
   Status (*reset)(const ResetParams&, const Launch&) noexcept;

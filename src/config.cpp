@@ -90,11 +90,7 @@ Status check_relations(const IndexerConfig& c) {
   return {};
 }
 
-Status check_served(const IndexerConfig& c, Backend backend) {
-  if (c.algorithm == Algorithm::scan && stages_of(backend)->scan == nullptr) {
-    return Status(StatusCode::unsupported, "config.algorithm scan is not built for backend %s",
-                  to_string(backend));
-  }
+Status check_served(const IndexerConfig& c) {
   if (c.gqa_reduction != GqaReduction::per_head) {
     return Status(StatusCode::unsupported, "config.gqa_reduction %s is not built",
                   to_string(c.gqa_reduction));
@@ -126,12 +122,19 @@ Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out)
   }
   if (Status s = check_ranges(config); !s.ok()) return s;
   if (Status s = check_relations(config); !s.ok()) return s;
-  if (Status s = check_served(config, backend); !s.ok()) return s;
+  if (Status s = check_served(config); !s.ok()) return s;
   IndexerConfig c = config;
   if (c.encode_from < 0) c.encode_from = c.sink_size;
   if (c.dense_threshold < 0) c.dense_threshold = c.heavy_size + c.encode_from + 1 + (1 << c.bits);
+  const Stages& stages = *stages_of(backend);
+  const bool scans = stages.scan != nullptr && stages.scan_serves(make_view(c));
+  if (c.algorithm == Algorithm::scan && !scans) {
+    return Status(StatusCode::unsupported,
+                  "config.algorithm scan does not serve this configuration on backend %s",
+                  to_string(backend));
+  }
   if (c.algorithm == Algorithm::automatic) {
-    c.algorithm = stages_of(backend)->scan == nullptr ? Algorithm::staged : Algorithm::scan;
+    c.algorithm = scans ? Algorithm::scan : Algorithm::staged;
   }
   *out = c;
   return {};

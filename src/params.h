@@ -30,6 +30,7 @@ struct IndexView {
   std::int32_t dense_limit;  ///< max(dense_threshold, sink + heavy + window)
   std::int32_t refine_factor;
   Metric metric;
+  bool rotated;  ///< keys and queries are rotated
 
   // Pages. A contiguous cache has page_size = max_seq_len and one page a slot.
   std::int32_t page_size;

@@ -19,7 +19,9 @@ std::int32_t tile_of(std::int32_t page_size) {
   return tile;
 }
 
-IndexView make_view(const IndexerConfig& c) {
+}  // namespace
+
+IndexView make_view(const IndexerConfig& c) noexcept {
   IndexView v{};
   v.num_query_heads = c.num_query_heads;
   v.num_kv_heads = c.num_kv_heads;
@@ -39,6 +41,7 @@ IndexView make_view(const IndexerConfig& c) {
   v.dense_limit = std::max(c.dense_threshold, c.sink_size + c.heavy_size + c.window_size);
   v.refine_factor = c.refine_factor;
   v.metric = c.metric;
+  v.rotated = c.rotation;
   v.page_size = c.page_size > 0 ? c.page_size : c.max_seq_len;
   v.num_pages = c.page_size > 0 ? c.num_pages : c.max_sequences;
   v.code_bytes = c.bits <= 4 ? (c.num_subspaces + 1) / 2 : c.num_subspaces;
@@ -50,8 +53,6 @@ IndexView make_view(const IndexerConfig& c) {
   v.codebook_slots = c.shared_codebook ? 1 : c.max_sequences;
   return v;
 }
-
-}  // namespace
 
 std::int64_t Arena::product(std::int64_t a, std::int64_t b) noexcept {
   std::int64_t result = 0;
@@ -85,7 +86,7 @@ void carve_index(Arena& arena, Plan* plan) noexcept {
   const std::int64_t books = v.codebook_slots * heads;
   v.codebooks = arena.take<float>(books, v.num_subspaces, v.dcent, v.ksub);
   if (v.metric == Metric::inner_product) v.phi = arena.take<float>(books, v.num_subspaces);
-  if (plan->rotation) {
+  if (v.rotated) {
     v.rotation = arena.take<float>(books, v.head_dim, v.head_dim);
     v.query_rotation = arena.take<float>(books, v.head_dim, v.head_dim);
   }
@@ -155,7 +156,6 @@ std::int32_t encoded_positions(const IndexView& v, std::int32_t length) noexcept
 Status make_plan(const IndexerConfig& c, const Stages& stages, Plan* out) noexcept {
   Plan plan{};
   plan.view = make_view(c);
-  plan.rotation = c.rotation;
   plan.trains = !c.shared_codebook;
   plan.paged = c.page_size > 0;
   plan.algorithm = c.algorithm;
@@ -169,6 +169,19 @@ Status make_plan(const IndexerConfig& c, const Stages& stages, Plan* out) noexce
   carve_index(index, &plan);
   Arena next;
   carve_next(next, plan, stages, c.max_sequences, c.max_query_tokens);
+  std::size_t next_bytes = next.bytes();
+  if (c.algorithm == Algorithm::scan) {
+    // Few rows are cut into more chunks each: a smaller call may need more.
+    const std::int64_t queries = std::int64_t{c.max_sequences} * c.max_query_tokens;
+    std::size_t most = 0;
+    for (std::int32_t q = 1; q <= std::min<std::int64_t>(queries, 256); ++q) {
+      most = std::max(most, stages.scan_scratch_bytes(plan.view, q, 1));
+    }
+    Arena arena;
+    arena.take<SequenceState>(c.max_sequences);
+    arena.take<std::byte>(static_cast<std::int64_t>(most));
+    next_bytes = std::max(next_bytes, arena.bytes());
+  }
   Arena build;
   carve_build(build, plan, stages);
   if (index.overflowed() || next.overflowed() || build.overflowed()) {
@@ -179,7 +192,7 @@ Status make_plan(const IndexerConfig& c, const Stages& stages, Plan* out) noexce
   }
   MemoryRequirements& m = plan.memory;
   m.index_bytes = index.bytes();
-  m.next_workspace_bytes = next.bytes();
+  m.next_workspace_bytes = next_bytes;
   m.build_workspace_bytes = build.bytes();
   m.alignment = kAlignment;
   m.code_bytes_per_key = plan.view.code_bytes;

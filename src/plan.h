@@ -40,7 +40,6 @@ class Arena {
 struct Plan {
   IndexView view;  ///< without memory
   MemoryRequirements memory;
-  bool rotation;        ///< the index holds rotations
   bool trains;          ///< codebooks are a slot's own
   bool paged;           ///< positions go through a block table
   Algorithm algorithm;  ///< staged or scan
@@ -50,6 +49,9 @@ struct Plan {
   std::int64_t score_stride;
   std::int64_t bias_stride;
 };
+
+/// A resolved configuration's shape, without memory.
+IndexView make_view(const IndexerConfig& resolved) noexcept;
 
 Status make_plan(const IndexerConfig& resolved, const Stages& stages, Plan* out) noexcept;
 

@@ -13,11 +13,9 @@ namespace quarry::cuda {
 
 constexpr int kKeys = 4;  // consecutive keys a thread: one 4-byte load brings a byte of each
 
-/// Whether four aligned positions lie in one tile of codes: tiles of 4 or more, and pages (a
-/// contiguous cache is one) that no four straddle.
-inline bool reads_codes_by_four(const IndexView& ix, const StepView& step) {
-  return ix.tile >= kKeys && (step.block_table == nullptr || ix.page_size % kKeys == 0);
-}
+/// Whether four aligned positions lie in one tile of codes, and so in one page: tiles are as
+/// wide as pages allow.
+inline bool reads_codes_by_four(const IndexView& ix) { return ix.tile >= kKeys; }
 
 /// The code bytes of kKeys consecutive keys, key k in bits 8k .. 8k+7.
 template <bool kVector>

@@ -259,7 +259,7 @@ Status launch_score(const ScoreParams& p, const Launch& launch) {
 template <int kStride>
 Status launch_stride(const ScoreParams& p, const Launch& launch) {
   const IndexView& ix = p.index;
-  if (!reads_codes_by_four(ix, p.step)) return launch_score<1, kStride, false>(p, launch);
+  if (!reads_codes_by_four(ix)) return launch_score<1, kStride, false>(p, launch);
   switch (heads_at_once(ix, kStride)) {
     case 1:
       return launch_score<1, kStride, true>(p, launch);

@@ -39,7 +39,7 @@ class ThresholdSearch {
                                    std::int32_t slack) {
     Threshold found{0, 0, k};
     const auto tid = static_cast<std::int32_t>(threadIdx.x);
-#pragma unroll
+#pragma unroll 1
     for (int round = 0; round < 3; ++round) {
       const int bits = round < 2 ? 11 : 10;
       const int shift = round == 0 ? 21 : round == 1 ? 10 : 0;

@@ -48,6 +48,7 @@ const Stages stages = {
     .refine = refine,
     .emit = emit,
     .scan = nullptr,
+    .scan_serves = nullptr,
     .set_codebook = set_codebook,
     .truncate = truncate,
     .reset = reset,

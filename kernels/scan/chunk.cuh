@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A scan block's chunk of a row group: where its tables lie in shared memory, and exact scores
+// of single candidates, in the contract's order.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "encode/step.cuh"
+#include "scan/launches.h"
+#include "scan/pivot.cuh"
+#include "scan/plan.h"
+#include "scan/quantize.cuh"
+#include "select/threshold.cuh"
+
+namespace quarry::cuda {
+
+/// Carves the dynamic shared memory that scan_sizes() counts.
+template <int kHeads>
+struct ChunkShared {
+  using Entry = typename Packed<kHeads>::Entry;
+  float* lut;                   ///< [m][kHeads][kStride]; before that, rotation works here
+  Entry* tables;                ///< [m][kStride]
+  std::uint32_t *lows, *highs;  ///< [m][kHeads]
+  float *query, *rotated;       ///< [kHeads][d]; one and the same without a rotation
+  float* bias;                  ///< [blocks][kHeads]
+  Entry* packed_bias;           ///< [blocks]
+  std::uint32_t* samples;       ///< [kHeads][samples], before the candidates
+  std::uint16_t* found;         ///< [kHeads][capacity]: candidates, from the chunk's begin
+  std::int32_t* bins;           ///< [kHeads][kPivotBins]
+  unsigned char* storage;       ///< the same, for the exact search
+
+  __device__ ChunkShared(unsigned char* base, const ScanSizes& sizes, const IndexView& ix) {
+    const auto take = [&](std::int64_t bytes) {
+      unsigned char* const here = base;
+      base += bytes;
+      return here;
+    };
+    lut = reinterpret_cast<float*>(take(sizes.tables));
+    tables = reinterpret_cast<Entry*>(take(sizes.packed));
+    lows = reinterpret_cast<std::uint32_t*>(take(sizes.ranges));
+    highs = lows + ix.num_subspaces * kHeads;
+    query = reinterpret_cast<float*>(take(sizes.queries));
+    rotated = ix.rotated ? query + kHeads * ix.head_dim : query;
+    bias = reinterpret_cast<float*>(take(sizes.biases));
+    packed_bias = reinterpret_cast<Entry*>(take(sizes.packed_biases));
+    samples = reinterpret_cast<std::uint32_t*>(take(sizes.candidates));
+    found = reinterpret_cast<std::uint16_t*>(samples);
+    storage = take(sizes.bins);
+    bins = reinterpret_cast<std::int32_t*>(storage);
+  }
+};
+
+/// What every score of the chunk needs.
+struct Chunk {
+  const IndexView& ix;
+  const std::int32_t* table_row;
+  std::int32_t slot, kv;
+  std::int32_t low, high;  ///< its candidates
+  std::int32_t first_block, block_shift;
+
+  __device__ __forceinline__ std::int32_t block_of(std::int32_t position) const {
+    return (block_shift >= 0 ? position >> block_shift : position / ix.block_size) - first_block;
+  }
+};
+
+/// Scores of heads 0 .. kHeads-1 of a thread block for one position, exact: in the order and
+/// with the table entries of stage score. `lut` and `bias` point at the first of the heads;
+/// kAllHeads is what lies between two subspaces or blocks.
+template <int kHeads, int kAllHeads, int kStride>
+__device__ __forceinline__ void chunk_scores(const Chunk& chunk, const float* lut,
+                                             const float* bias, std::int32_t position,
+                                             float (&score)[kHeads]) {
+  const IndexView& ix = chunk.ix;
+  const std::int64_t page = page_of(ix, chunk.table_row, chunk.slot, position);
+  const std::int32_t in_page = chunk.table_row == nullptr ? position : position % ix.page_size;
+  const std::uint8_t* code = ix.codes + code_offset(ix, page < 0 ? 0 : page, chunk.kv, in_page);
+  const float* from = ix.block_size > 0 ? bias + chunk.block_of(position) * kAllHeads : nullptr;
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) score[h] = from != nullptr ? from[h] : -0.0f;
+  const auto entry = [&](std::int32_t s, std::uint32_t id) {
+    const float* table = lut + s * (kAllHeads * kStride) + id;
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) score[h] += table[h * kStride];
+  };
+#pragma unroll 8
+  for (std::int32_t i = 0; i < ix.code_bytes; ++i) {
+    const std::uint32_t byte = __ldg(code + static_cast<std::int64_t>(i) * ix.tile);
+    if constexpr (kStride == 16) {
+      entry(2 * i, byte & 15u);
+      if (2 * i + 1 < ix.num_subspaces) entry(2 * i + 1, byte >> 4);
+    } else {
+      entry(i, byte);
+    }
+  }
+}
+
+/// selection_key() of one head's score; a call, since it is needed off the usual path alone.
+template <int kAllHeads, int kStride>
+__device__ __noinline__ std::uint32_t chunk_key(const Chunk& chunk, const float* lut,
+                                                const float* bias, std::int32_t position) {
+  float score[1];
+  chunk_scores<1, kAllHeads, kStride>(chunk, lut, bias, position, score);
+  return selection_key(score[0]);
+}
+
+/// The chunk's own best `k` (or all, where there are fewer) of head h, whatever their
+/// distribution, to `out`: by radix search over scores that are computed anew in every pass.
+/// The way out for a pivot that let too many or too few pass. All threads call it, after a
+/// barrier; ends with one. Returns how many of them reach `pivot_key`.
+template <int kAllHeads, int kStride>
+__device__ __noinline__ std::int32_t select_chunk(const Chunk& chunk, const float* lut,
+                                                  const float* bias, std::int32_t h, std::int32_t k,
+                                                  std::uint32_t pivot_key, unsigned char* storage,
+                                                  Candidate* out, std::int32_t* out_count) {
+  using Search = ThresholdSearch<kScanThreads>;
+  using Scan = cub::BlockScan<std::int32_t, kScanThreads, cub::BLOCK_SCAN_WARP_SCANS>;
+  struct Storage {
+    typename Search::Storage search;
+    typename Scan::TempStorage scan;
+    std::int32_t taken, reached;
+  };
+  static_assert(sizeof(Storage) <= 16384);
+  Storage& st = *reinterpret_cast<Storage*>(storage);
+  const auto tid = static_cast<std::int32_t>(threadIdx.x);
+  const std::int32_t n = chunk.high - chunk.low;
+  const auto key_at = [&](std::int32_t i) {
+    return chunk_key<kAllHeads, kStride>(chunk, lut + h * kStride, bias + h, chunk.low + i);
+  };
+  k = min(k, n);
+  if (tid == 0) st.taken = st.reached = 0;
+  Threshold at{0, 0, 0};
+  if (k < n) at = Search::find(st.search, key_at, n, k, 0);
+  __syncthreads();
+  std::int32_t equal = 0;
+  for (std::int32_t first = 0; first < n; first += kScanThreads) {
+    const std::int32_t i = first + tid;
+    const std::uint32_t key = i < n ? key_at(i) : 0;
+    const bool is_above = i < n && (k == n || (key & at.mask) > at.prefix);
+    const bool is_equal = i < n && k < n && (key & at.mask) == at.prefix;
+    std::int32_t before = 0, total = 0;
+    Scan(st.scan).ExclusiveSum(is_equal ? 1 : 0, before, total);
+    if (is_above || (is_equal && equal + before < at.quota)) {
+      out[atomicAdd(&st.taken, 1)] = {key, chunk.low + i};
+      if (key >= pivot_key) atomicAdd(&st.reached, 1);
+    }
+    equal += total;
+    __syncthreads();  // the scan's storage is used again
+  }
+  if (tid == 0) *out_count = st.taken;
+  const std::int32_t reached = st.reached;
+  __syncthreads();
+  return reached;
+}
+
+}  // namespace quarry::cuda

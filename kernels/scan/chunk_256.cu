@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "scan/chunk_launch.cuh"
+
+namespace quarry::cuda {
+
+Status launch_chunks_256(const ChunkParams& p, const Launch& launch) {
+  return launch_for_stride<256>(p, launch);
+}
+
+}  // namespace quarry::cuda

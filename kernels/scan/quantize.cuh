@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The prefilter of algorithm scan: a score as a sum of small integers, one 16-bit field a query
+// head, so that one lookup and one addition serve up to four heads, and a table of 64 entries
+// takes one shared-memory row.
+//
+// A head's table entries become round((LUT[s][c] - low_s) * scale), its block biases likewise.
+// With base = sum of the lows and range the sum of the spreads, scale = 32000 / range: the sum
+// of a key's entries, A, is at most 32000 + (m + 1) / 2 < 2^15, and
+//   |A - (score - base) * scale| <= (m + 1) / 2 + 1 + scale * (2 m + 4) 2^-24 * magnitude = off,
+// where magnitude = sum of the largest |LUT[s][c]| and |bias|: half a unit for each rounded
+// entry; for the float32 operations of the contract's sum and of `base`, 2^-24 of at most
+// `magnitude` each; the roundings of the differences and of the products with scale stay below
+// a unit. Hence score >= pivot implies A >= (pivot - base) * scale - off. Where an entry or the
+// range is not finite there is no bound, and everything passes on to the exact test.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "half.h"
+#include "params.h"
+
+namespace quarry::cuda {
+
+/// One 16-bit field a head; sums of fields below 2^16 carry into no other.
+template <int kHeads>
+struct Packed;
+template <>
+struct Packed<1> {
+  using Entry = std::uint16_t;
+  static constexpr int kWords = 1;
+};
+template <>
+struct Packed<2> {
+  using Entry = std::uint32_t;
+  static constexpr int kWords = 1;
+};
+template <>
+struct Packed<4> {
+  using Entry = uint2;
+  static constexpr int kWords = 2;
+};
+
+template <int kHeads>
+__device__ __forceinline__ typename Packed<kHeads>::Entry packed(
+    const std::uint32_t (&field)[kHeads]) {
+  if constexpr (kHeads == 1) {
+    return static_cast<std::uint16_t>(field[0]);
+  } else if constexpr (kHeads == 2) {
+    return field[0] | field[1] << 16;
+  } else {
+    return make_uint2(field[0] | field[1] << 16, field[2] | field[3] << 16);
+  }
+}
+
+__device__ __forceinline__ void add(std::uint32_t (&acc)[1], std::uint16_t entry) {
+  acc[0] += entry;
+}
+__device__ __forceinline__ void add(std::uint32_t (&acc)[1], std::uint32_t entry) {
+  acc[0] += entry;
+}
+__device__ __forceinline__ void add(std::uint32_t (&acc)[2], const uint2& entry) {
+  acc[0] += entry.x;
+  acc[1] += entry.y;
+}
+
+/// The score a selection_key() came from; NaN for 0.
+QUARRY_HD inline float score_of_key(std::uint32_t key) {
+  if (key == 0) return bits_to_float(0x7fc00000u);
+  return bits_to_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+/// How a head's scores map to its integers; scale 0: they do not.
+struct ScanScale {
+  float base, scale, off;
+};
+
+/// Of what a head's tables span.
+QUARRY_HD inline ScanScale scan_scale(float base, float range, float magnitude, int m) {
+  constexpr float kUnit = 5.9604644775390625e-8f;  // 2^-24
+  ScanScale s{base, 32000.0f / range, 0.0f};
+  const bool finite = range > 0.0f && magnitude < 1e37f && s.scale < 1e30f;
+  if (!finite) return {0.0f, 0.0f, 0.0f};
+  const auto n = static_cast<float>(m);
+  // Twice the bound's last term, for the roundings of the bound itself.
+  s.off = 0.5f * (n + 1.0f) + 1.0f + s.scale * magnitude * (n + 2.0f) * 4.0f * kUnit;
+  return s;
+}
+
+/// Least A of a key whose score is at least `pivot`.
+QUARRY_HD inline std::uint32_t scan_threshold(const ScanScale& s, float pivot) {
+  const float a = floorf((pivot - s.base) * s.scale - s.off);
+  if (!(s.scale > 0.0f) || !(a > 0.0f)) return 0;
+  return a < 32767.0f ? static_cast<std::uint32_t>(a) : 32767u;
+}
+
+QUARRY_HD inline std::uint32_t scan_field(float value, float low, float scale) {
+  const float a = (value - low) * scale;
+  // NaN (no scale, or a block without a mean) is 0; the clamp never acts where there is a scale.
+  return a > 0.0f ? static_cast<std::uint32_t>(a < 32767.0f ? a + 0.5f : 32767.0f) : 0u;
+}
+
+/// lows[s * kHeads + h] and highs: the spread of each table, as selection keys. By all warps.
+template <int kHeads, int kStride>
+__device__ __forceinline__ void table_ranges(const IndexView& ix, const float* lut,
+                                             std::uint32_t* lows, std::uint32_t* highs) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const auto lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  for (int i = warp; i < ix.num_subspaces * kHeads; i += static_cast<int>(blockDim.x) / 32) {
+    std::uint32_t low = 0xffffffffu, high = 0;
+    for (int c = lane; c < ix.ksub; c += 32) {
+      const std::uint32_t key = selection_key(lut[i * kStride + c]);
+      low = min(low, key);
+      high = max(high, key);
+    }
+    low = __reduce_min_sync(kAll, low);
+    high = __reduce_max_sync(kAll, high);
+    if (lane == 0) {
+      lows[i] = low;
+      highs[i] = high;
+    }
+  }
+}
+
+/// scales[h] from the ranges and the biases [blocks][kHeads]; bias_lows[h] too. Warp h takes
+/// head h.
+template <int kHeads>
+__device__ __forceinline__ void make_scales(const IndexView& ix, const std::uint32_t* lows,
+                                            const std::uint32_t* highs, const float* bias,
+                                            int blocks, ScanScale* scales, float* bias_lows) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const auto lane = static_cast<int>(threadIdx.x) % 32, h = static_cast<int>(threadIdx.x) / 32;
+  if (h >= kHeads) return;
+  std::uint32_t low = 0xffffffffu, high = 0;
+  for (int i = lane; i < blocks; i += 32) {
+    const std::uint32_t key = selection_key(bias[i * kHeads + h]);
+    low = min(low, key == 0 ? 0xffffffffu : key);  // a NaN bias makes no score that counts
+    high = max(high, key);
+  }
+  low = __reduce_min_sync(kAll, low);
+  high = __reduce_max_sync(kAll, high);
+  const float bias_low = high == 0 ? 0.0f : score_of_key(low);
+  const float bias_high = high == 0 ? 0.0f : score_of_key(high);
+  float base = 0.0f, range = 0.0f, magnitude = 0.0f;
+  for (int s = lane; s < ix.num_subspaces; s += 32) {
+    const float a = score_of_key(lows[s * kHeads + h]), b = score_of_key(highs[s * kHeads + h]);
+    base += a;
+    range += b - a;
+    magnitude += fmaxf(fabsf(a), fabsf(b));
+    if (a != a) range = a;  // fmaxf passes NaN over
+  }
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) {
+    base += __shfl_xor_sync(kAll, base, apart);
+    range += __shfl_xor_sync(kAll, range, apart);
+    magnitude += __shfl_xor_sync(kAll, magnitude, apart);
+  }
+  if (lane != 0) return;
+  scales[h] = scan_scale(base + bias_low, range + (bias_high - bias_low),
+                         magnitude + fmaxf(fabsf(bias_low), fabsf(bias_high)), ix.num_subspaces);
+  bias_lows[h] = bias_low;
+}
+
+/// Tables [m][kStride] and biases [blocks] of packed entries. By all threads.
+template <int kHeads, int kStride>
+__device__ __forceinline__ void pack_tables(const IndexView& ix, const float* lut,
+                                            const std::uint32_t* lows, const float* bias,
+                                            int blocks, const ScanScale* scales,
+                                            const float* bias_lows,
+                                            typename Packed<kHeads>::Entry* tables,
+                                            typename Packed<kHeads>::Entry* packed_bias) {
+  std::uint32_t field[kHeads];
+  for (auto e = static_cast<int>(threadIdx.x); e < ix.num_subspaces << ix.bits;
+       e += static_cast<int>(blockDim.x)) {
+    const int s = e >> ix.bits, c = e & (ix.ksub - 1);
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      field[h] = scan_field(lut[(s * kHeads + h) * kStride + c], score_of_key(lows[s * kHeads + h]),
+                            scales[h].scale);
+    }
+    tables[s * kStride + c] = packed<kHeads>(field);
+  }
+  for (auto i = static_cast<int>(threadIdx.x); i < blocks; i += static_cast<int>(blockDim.x)) {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      field[h] = scan_field(bias[i * kHeads + h], bias_lows[h], scales[h].scale);
+    }
+    packed_bias[i] = packed<kHeads>(field);
+  }
+}
+
+}  // namespace quarry::cuda
