@@ -15,12 +15,12 @@
 namespace quarry::test {
 namespace {
 
-class Build : public BackendTest {
+class Build : public AlgorithmTest {
  protected:
   Scenario scenario() const {
     Scenario s;
-    s.backend = GetParam();
     s.config = small_config();
+    s.on(GetParam());
     s.config.kmeans_iterations = 8;
     return s;
   }
@@ -263,7 +263,7 @@ TEST_P(Build, TooFewFiniteKeysLeaveTheSequenceDense) {
         p % 2 == 0 ? std::nanf("") : std::numeric_limits<float>::infinity();
   }
   Status status = world.build(0, n);
-  if (GetParam() == Backend::cpu) {
+  if (GetParam().backend == Backend::cpu) {
     EXPECT_EQ(status.code(), StatusCode::too_few_keys) << status.detail();
     EXPECT_NE(std::string(status.detail()).find("ksub"), std::string::npos) << status.detail();
   }
@@ -316,7 +316,7 @@ TEST_P(Build, WithACodebookItOnlyEncodes) {
   }
 }
 
-QUARRY_ON_EVERY_BACKEND(Build);
+QUARRY_ON_EVERY_ALGORITHM(Build);
 
 }  // namespace
 }  // namespace quarry::test

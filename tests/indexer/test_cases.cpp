@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The case table: every row runs a decode through an Indexer on every backend and in every
-// launch mode of it, against the oracle and the check by score order (support/scenario.h).
+// The case table: every row runs a decode through an Indexer on every backend, with every
+// algorithm and in every launch mode of it, against the oracle and the check by score order
+// (support/scenario.h).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -268,30 +269,30 @@ std::vector<Case> case_table() {
 
 struct Run {
   Case what;
-  Backend backend;
+  Target target;
   LaunchMode mode;
 };
 
 std::vector<Run> runs(const std::vector<Backend>& backends) {
   std::vector<Run> all;
-  for (const Backend backend : backends) {
-    for (const LaunchMode mode : launch_modes(backend)) {
-      for (const Case& c : case_table()) all.push_back({c, backend, mode});
+  for (const Target& target : targets(backends)) {
+    for (const LaunchMode mode : launch_modes(target.backend)) {
+      for (const Case& c : case_table()) all.push_back({c, target, mode});
     }
   }
   return all;
 }
 
 std::string name_of(const testing::TestParamInfo<Run>& info) {
-  return std::string(quarry::to_string(info.param.backend)) + "_" + to_string(info.param.mode) +
-         "_" + info.param.what.name;
+  return to_string(info.param.target) + "_" + to_string(info.param.mode) + "_" +
+         info.param.what.name;
 }
 
 class CaseTable : public testing::TestWithParam<Run> {};
 
 TEST_P(CaseTable, EveryStepAgreesWithTheOracle) {
   Scenario setup = GetParam().what.setup;
-  setup.backend = GetParam().backend;
+  setup.on(GetParam().target);
   setup.mode = GetParam().mode;
   World world(setup);
   world.set_codebook(-1);

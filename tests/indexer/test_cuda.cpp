@@ -12,12 +12,12 @@ namespace {
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaPromises);
 
-class CudaPromises : public BackendTest {
+class CudaPromises : public AlgorithmTest {
  protected:
   Scenario scenario() const {
     Scenario s;
-    s.backend = GetParam();
     s.config = small_config();
+    s.on(GetParam());
     s.config.block_size = 16;
     s.config.refine_factor = 2;
     s.weights = s.dense_weights = true;
@@ -70,7 +70,7 @@ TEST_P(CudaPromises, ACpuTwinGivesTheSameBytesOnIntegers) {
     s.config.metric = metric;
     s.keys = s.queries = s.centroids = Values::integers;
     World gpu(s);
-    s.backend = Backend::cpu;
+    s.on({Backend::cpu, Algorithm::staged});
     World cpu(s);
     gpu.set_codebook(-1);
     cpu.set_codebook(-1);
@@ -83,8 +83,8 @@ TEST_P(CudaPromises, ACpuTwinGivesTheSameBytesOnIntegers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cuda, CudaPromises, testing::ValuesIn(cuda_backend_if_present()),
-                         [](const auto& i) { return quarry::to_string(i.param); });
+INSTANTIATE_TEST_SUITE_P(Cuda, CudaPromises, testing::ValuesIn(targets(cuda_backend_if_present())),
+                         [](const auto& i) { return to_string(i.param); });
 
 }  // namespace
 }  // namespace quarry::test

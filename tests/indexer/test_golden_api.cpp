@@ -25,7 +25,7 @@ std::vector<T> read(tools::SafetensorsFile& file, const char* name) {
   return values;
 }
 
-class Golden : public BackendTest {
+class Golden : public AlgorithmTest {
  protected:
   void run(const std::string& name, bool exact) const {
     tools::SafetensorsFile file(std::string(QUARRY_TEST_DATA_DIR) + "/" + name + ".safetensors");
@@ -36,7 +36,7 @@ class Golden : public BackendTest {
     };
     const auto k_shape = file.find("k")->shape, q_shape = file.find("q")->shape;
     Scenario s;
-    s.backend = GetParam();
+    s.on(GetParam());
     s.check = false;
     IndexerConfig& c = s.config;
     c.num_kv_heads = static_cast<std::int32_t>(k_shape[1]);
@@ -111,7 +111,7 @@ TEST_P(Golden, InnerProduct) { run("gauss-ip-m4b4", false); }
 TEST_P(Golden, Blocks) { run("block-gqa-m4b4", false); }
 TEST_P(Golden, RotationAndRefine) { run("block-rot-refine", false); }
 
-QUARRY_ON_EVERY_BACKEND(Golden);
+QUARRY_ON_EVERY_ALGORITHM(Golden);
 
 }  // namespace
 }  // namespace quarry::test

@@ -15,11 +15,12 @@ namespace {
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Large);
 
-class Large : public BackendTest {};
+class Large : public AlgorithmTest {};
 
 TEST_P(Large, RowsTimesPositionsBeyondTwoToTheThirtyOne) {
-  const Backend backend = GetParam();
+  const Backend backend = GetParam().backend;
   IndexerConfig c;
+  c.algorithm = GetParam().algorithm;
   c.num_query_heads = 32;
   c.num_kv_heads = 1;
   c.head_dim = 8;
@@ -91,8 +92,8 @@ TEST_P(Large, RowsTimesPositionsBeyondTwoToTheThirtyOne) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cuda, Large, testing::ValuesIn(cuda_backend_if_present()),
-                         [](const auto& i) { return quarry::to_string(i.param); });
+INSTANTIATE_TEST_SUITE_P(Cuda, Large, testing::ValuesIn(targets(cuda_backend_if_present())),
+                         [](const auto& i) { return to_string(i.param); });
 
 }  // namespace
 }  // namespace quarry::test

@@ -20,9 +20,9 @@ T one_of(std::initializer_list<T> values) {
   return *rc::gen::elementOf(std::vector<T>(values));
 }
 
-Scenario random_scenario(Backend backend) {
+Scenario random_scenario(const Target& target) {
   Scenario s;
-  s.backend = backend;
+  s.on(target);
   IndexerConfig& c = s.config;
   c.num_kv_heads = in(1, 3);
   c.num_query_heads = c.num_kv_heads * in(1, 5);
@@ -90,7 +90,7 @@ HostBatch random_batch(const IndexerConfig& c) {
   return b;
 }
 
-class Properties : public BackendTest {};
+class Properties : public AlgorithmTest {};
 
 TEST_P(Properties, AnyHistoryAgreesWithTheOracle) {
   EXPECT_TRUE(rc::check("any history agrees with the oracle", [] {
@@ -189,7 +189,7 @@ TEST_P(Properties, PagesDoNotMatter) {
   }));
 }
 
-QUARRY_ON_EVERY_BACKEND(Properties);
+QUARRY_ON_EVERY_ALGORITHM(Properties);
 
 }  // namespace
 }  // namespace quarry::test

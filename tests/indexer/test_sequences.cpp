@@ -12,12 +12,12 @@
 namespace quarry::test {
 namespace {
 
-class Sequences : public BackendTest {
+class Sequences : public AlgorithmTest {
  protected:
   Scenario scenario(int block, int slots = 1, int tokens = 1) const {
     Scenario s;
-    s.backend = GetParam();
     s.config = small_config();
+    s.on(GetParam());
     s.config.block_size = block;
     s.config.max_sequences = slots;
     s.config.max_query_tokens = tokens;
@@ -325,7 +325,7 @@ TEST_P(Sequences, LengthsThatFallAndRise) {
   }
 }
 
-QUARRY_ON_EVERY_BACKEND(Sequences);
+QUARRY_ON_EVERY_ALGORITHM(Sequences);
 
 }  // namespace
 }  // namespace quarry::test

@@ -13,14 +13,14 @@
 namespace quarry::test {
 namespace {
 
-class Threads : public BackendTest {
+class Threads : public AlgorithmTest {
  protected:
   Scenario scenario(int threads) const {
     Scenario s;
-    s.backend = GetParam();
     s.threads = threads;
     s.check = false;
     s.config = small_config();
+    s.on(GetParam());
     s.config.block_size = 16;
     s.config.rotation = true;
     s.config.refine_factor = 3;
@@ -77,6 +77,7 @@ TEST_P(Threads, LongRowsAreByteEqual) {
   // Long enough that the stages cut rows into pieces, with ties that cross every cut.
   Scenario s = scenario(1);
   s.config = IndexerConfig{};
+  s.on(GetParam());
   s.config.num_query_heads = s.config.num_kv_heads = 1;
   s.config.head_dim = 8;
   s.config.num_subspaces = 1;
@@ -111,7 +112,7 @@ TEST_P(Threads, IndexersRunAtOnce) {
   for (const StepOutput& out : got) EXPECT_TRUE(out == want);
 }
 
-QUARRY_ON_EVERY_BACKEND(Threads);
+QUARRY_ON_EVERY_ALGORITHM(Threads);
 
 }  // namespace
 }  // namespace quarry::test

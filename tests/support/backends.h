@@ -12,6 +12,9 @@ namespace quarry::test {
 /// A test whose parameter is the backend alone.
 class BackendTest : public testing::TestWithParam<Backend> {};
 
+/// A test of lists, which must be the same whichever algorithm makes them.
+class AlgorithmTest : public testing::TestWithParam<Target> {};
+
 }  // namespace quarry::test
 
 #define QUARRY_ON_EVERY_BACKEND(suite)                                                 \
@@ -20,3 +23,13 @@ class BackendTest : public testing::TestWithParam<Backend> {};
   INSTANTIATE_TEST_SUITE_P(Cuda, suite,                                                \
                            testing::ValuesIn(quarry::test::cuda_backend_if_present()), \
                            [](const auto& i) { return quarry::to_string(i.param); })
+
+/// The same on every algorithm that a backend has.
+#define QUARRY_ON_EVERY_ALGORITHM(suite)                                                          \
+  INSTANTIATE_TEST_SUITE_P(Cpu, suite,                                                            \
+                           testing::ValuesIn(quarry::test::targets(quarry::test::cpu_backend())), \
+                           [](const auto& i) { return quarry::test::to_string(i.param); });       \
+  INSTANTIATE_TEST_SUITE_P(                                                                       \
+      Cuda, suite,                                                                                \
+      testing::ValuesIn(quarry::test::targets(quarry::test::cuda_backend_if_present())),          \
+      [](const auto& i) { return quarry::test::to_string(i.param); })

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "backend.h"
+
 #if QUARRY_HAS_CUDA
 #include <cuda_runtime_api.h>
 #endif
@@ -39,6 +41,21 @@ std::vector<Backend> cuda_backend_if_present() {
   if (backend_available(Backend::cuda)) return {Backend::cuda};
 #endif
   return {};
+}
+
+std::string to_string(const Target& target) {
+  return std::string(quarry::to_string(target.backend)) + "_" + quarry::to_string(target.algorithm);
+}
+
+bool has_scan(Backend backend) { return stages_of(backend)->scan != nullptr; }
+
+std::vector<Target> targets(const std::vector<Backend>& backends) {
+  std::vector<Target> all;
+  for (const Backend backend : backends) {
+    all.push_back({backend, Algorithm::staged});
+    if (has_scan(backend)) all.push_back({backend, Algorithm::scan});
+  }
+  return all;
 }
 
 DeviceBytes::DeviceBytes(Backend backend, std::size_t bytes, std::size_t misalign)

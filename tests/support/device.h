@@ -21,6 +21,18 @@ namespace quarry::test {
 std::vector<Backend> cpu_backend();
 std::vector<Backend> cuda_backend_if_present();
 
+/// What makes a list.
+struct Target {
+  Backend backend = Backend::cpu;
+  Algorithm algorithm = Algorithm::staged;
+};
+std::string to_string(const Target& target);
+
+/// False where the backend has `staged` alone.
+bool has_scan(Backend backend);
+/// Each backend with each algorithm that it has.
+std::vector<Target> targets(const std::vector<Backend>& backends);
+
 /// Bytes of device memory between two guard zones. The destructor fails the running test
 /// if a guard was written to; under ASan the guards of host memory cannot be read either.
 class DeviceBytes {

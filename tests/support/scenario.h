@@ -50,6 +50,12 @@ struct Scenario {
   int index_padding = 0;  ///< entries of index_stride beyond max_list_length()
   std::uint64_t seed = 1;
   bool check = true;  ///< compare with the oracle (off: only collect what came out)
+
+  /// After `config` has been set: its algorithm is part of it.
+  void on(const Target& target) {
+    backend = target.backend;
+    config.algorithm = target.algorithm;
+  }
 };
 
 /// A configuration of modest size to start from.
