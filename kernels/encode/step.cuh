@@ -96,7 +96,7 @@ __device__ void encode_tile(const KeySource& source, const Tiling& tiling, const
 }
 
 template <typename E>
-__device__ __noinline__ void encode_share_of(const EncodeParams& p, const StepShape& shape,
+__device__ __forceinline__ void encode_share_of(const EncodeParams& p, const StepShape& shape,
                                              const SequenceState& st, std::int32_t b,
                                              std::int32_t head, std::int32_t share,
                                              std::int32_t shares, std::int32_t from,

@@ -19,24 +19,6 @@
 
 namespace quarry::cuda {
 
-/// The thread blocks that encode: one share of one sequence and KV head each.
-__device__ __forceinline__ void encode_role(const ChunkParams& p, std::int32_t id,
-                                            unsigned char* memory) {
-  const EncodeParams& encode = p.encode;
-  const std::int32_t shares = p.step_shape.shares;
-  const std::int32_t share = id % shares, head = id / shares % encode.index.num_kv_heads;
-  const std::int32_t b = id / shares / encode.index.num_kv_heads;
-  if (b >= encode.step.batch_size) return;
-  const SequenceState st = plan_sequence(encode, b);
-  if (share == 0 && head == 0 && threadIdx.x == 0) {
-    encode.step.states[b] = st;
-    if (st.bits != 0 && encode.step.device_status != nullptr) {
-      atomicOr(encode.step.device_status + b, st.bits);
-    }
-  }
-  encode_share(encode, p.step_shape, st, b, head, share, shares, 0, INT32_MAX, memory);
-}
-
 /// found[h] gains the positions whose packed sums reach the thresholds: bit 15 of a field.
 template <int kHeads>
 __device__ __forceinline__ void collect(const std::uint32_t (&acc)[kKeys][Packed<kHeads>::kWords],
@@ -105,28 +87,34 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   wait_for_predecessor();
   let_successor_start();
   extern __shared__ __align__(16) unsigned char memory[];
-  if (static_cast<std::int32_t>(blockIdx.x) < p.encode_blocks) {
-    encode_role(p, static_cast<std::int32_t>(blockIdx.x), memory);
-    return;
-  }
   const IndexView& ix = p.encode.index;
   const StepView& step = p.encode.step;
   const ScanPlan& plan = p.plan;
-  std::int32_t rest = static_cast<std::int32_t>(blockIdx.x) - p.encode_blocks;
-  const std::int32_t chunk_id = rest % plan.chunks;
-  rest /= plan.chunks;
-  const std::int32_t first_head = rest % plan.head_groups * kHeads;  // within the group
-  rest /= plan.head_groups;
+  const auto tid = static_cast<std::int32_t>(threadIdx.x);
+  const auto id = static_cast<std::int32_t>(blockIdx.x);
+  // The first thread blocks encode: a share of one sequence and KV head each.
+  const bool encodes = id < p.encode_blocks;
+  const std::int32_t shares = encodes ? p.step_shape.shares : plan.chunks;
+  std::int32_t rest = encodes ? id : id - p.encode_blocks;
+  const std::int32_t share = rest % shares, chunk_id = encodes ? 0 : share;
+  rest /= shares;
+  const std::int32_t head_groups = encodes ? 1 : plan.head_groups;
+  const std::int32_t first_head = rest % head_groups * kHeads;  // within the KV head's group
+  rest /= head_groups;
   const std::int32_t kv = rest % ix.num_kv_heads;
   rest /= ix.num_kv_heads;
-  const std::int32_t t = rest % step.query_tokens, b = rest / step.query_tokens;
+  const std::int32_t tokens = encodes ? 1 : step.query_tokens;
+  const std::int32_t t = rest % tokens, b = rest / tokens;
+  if (b >= step.batch_size) return;  // the encoding clusters' last blocks may have nothing
 
   SequenceState st = sequence_state(ix, step, b);
+  RowState row{RowKind::empty, 0, 0, 0};
   std::uint32_t ignored = 0;
-  const RowState row = row_state(ix, step, st, b, t, &ignored);
-  if (row.kind != RowKind::sparse) return;  // the whole cluster does
+  if (!encodes) {
+    row = row_state(ix, step, st, b, t, &ignored);
+    if (row.kind != RowKind::sparse) return;  // the whole cluster does
+  }
   const ClusterPlace place = cluster_place();
-  const auto tid = static_cast<std::int32_t>(threadIdx.x);
   const std::int32_t base = row.first & ~(kKeys - 1);
   const std::int32_t length = scan_chunk(plan, row.end - base);
   const auto edge = [&](std::int32_t of) {  // where chunk `of` begins, within the candidates
@@ -144,7 +132,7 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   const auto segment_of = [&](std::int32_t h) { return (first_row + h) * plan.chunks + chunk_id; };
   const std::int32_t cluster_low = edge(chunk_id - place.rank);
   const std::int32_t cluster_n = edge(chunk_id - place.rank + place.blocks) - cluster_low;
-  if (cluster_n == 0) {  // for the whole cluster: the row is short
+  if (!encodes && cluster_n == 0) {  // for the whole cluster: the row is short
     if (tid < live) p.counts[segment_of(tid)] = 0;
     return;
   }
@@ -153,9 +141,17 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   // every block encodes those of its own chunk first, and none waits for another.
   const std::int32_t pending =
       ix.block_size > 0 ? st.begin / ix.block_size * ix.block_size : st.begin;
-  if (pending < row.end && low < high) {
+  if (encodes || (pending < row.end && low < high)) {
     st = plan_sequence(p.encode, b);
-    encode_share(p.encode, p.step_shape, st, b, kv, 0, 1, low, high, memory);
+    if (encodes && share == 0 && kv == 0 && tid == 0) {
+      step.states[b] = st;
+      if (st.bits != 0 && step.device_status != nullptr) {
+        atomicOr(step.device_status + b, st.bits);
+      }
+    }
+    encode_share(p.encode, p.step_shape, st, b, kv, encodes ? share : 0, encodes ? shares : 1,
+                 encodes ? 0 : low, encodes ? INT32_MAX : high, memory);
+    if (encodes) return;
     if (st.slot < 0) st.slot = 0;  // an error: what is scored below, no list will hold
     __syncthreads();
   }
