@@ -2,18 +2,16 @@
 //
 // The nearest centroid of each subvector of a tile, by squared Euclidean distance in direct
 // difference form: one chain of fused multiply-adds in ascending dimension, lowest id on a
-// tie, NaN last. Two ways with the same bits: a thread a subvector where there are many, a
-// thread a centroid where there are few (a decode step).
+// tie, NaN last. A thread a subvector, where there are many of them.
 #pragma once
 
 #include <type_traits>
 
-#include "encode/step_shape.h"
 #include "encode/tile.cuh"
 
 namespace quarry::cuda {
 
-/// What both ways read. Rows of `xs` are tile_stride(head_dim) apart.
+/// What is read. Rows of `xs` are tile_stride(head_dim) apart.
 struct NearestInput {
   const IndexView& ix;
   const float* codebook;  ///< of the KV head: [m][dcent][ksub]
@@ -87,71 +85,6 @@ __device__ inline void nearest_by_subvector(const NearestInput& in, std::uint8_t
                    : ix.ksub == 4 ? nearest_of<4>(c, ix.ksub, ix.dsub, x, extra)
                                   : nearest_of<2>(c, ix.ksub, ix.dsub, x, extra);
     codes[k * m + s] = static_cast<std::uint8_t>(id);
-  }
-}
-
-/// The same; needs fewer than kManySubvectors of them, and as many words of `best`, shared.
-/// All threads of the block call it. kKeys in flight: each reuses the centroid's coordinate.
-template <int kKeys>
-__device__ inline void nearest_by_centroid(const NearestInput& in, unsigned long long* best,
-                                           std::uint8_t* codes) {
-  const IndexView& ix = in.ix;
-  const int m = ix.num_subspaces, stride = tile_stride(ix.head_dim), pairs = m * ix.ksub;
-  const int width = ix.ksub < 32 ? ix.ksub : 32;  // lanes of a warp in one subspace
-  for (int i = static_cast<int>(threadIdx.x); i < in.keys * m; i += static_cast<int>(blockDim.x)) {
-    best[i] = ~0ull;
-  }
-  __syncthreads();
-  // Warps stay whole for the shuffles below.
-  for (int first = static_cast<int>(threadIdx.x) & ~31; first < pairs;
-       first += static_cast<int>(blockDim.x)) {
-    const int pair = first + static_cast<int>(threadIdx.x & 31);
-    const bool valid = pair < pairs;
-    const int s = valid ? pair / ix.ksub : 0, id = pair % ix.ksub;
-    const float* c = in.codebook + s * ix.dcent * ix.ksub + id;
-    for (int k0 = 0; k0 < in.keys; k0 += kKeys) {
-      const float* x[kKeys];
-      float acc[kKeys] = {};
-#pragma unroll
-      for (int k = 0; k < kKeys; ++k) {
-        const int row = k0 + k < in.keys ? k0 + k : k0;
-        x[k] = in.xs + row * stride + s * ix.dsub;
-      }
-#pragma unroll 16
-      for (int j = 0; j < ix.dsub; ++j) {
-        const float centroid = __ldg(c + j * ix.ksub);
-#pragma unroll
-        for (int k = 0; k < kKeys; ++k) {
-          const float diff = x[k][j] - centroid;
-          acc[k] = fmaf(diff, diff, acc[k]);
-        }
-      }
-      if (in.extra != nullptr) {
-        const float centroid = __ldg(c + ix.dsub * ix.ksub);
-#pragma unroll
-        for (int k = 0; k < kKeys; ++k) {
-          const int row = k0 + k < in.keys ? k0 + k : k0;
-          const float diff = in.extra[row * m + s] - centroid;
-          acc[k] = fmaf(diff, diff, acc[k]);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < kKeys; ++k) {
-        if (k0 + k >= in.keys) break;
-        unsigned long long key = valid ? nearest_key(acc[k], id) : ~0ull;
-        for (int lane = width / 2; lane > 0; lane /= 2) {
-          const unsigned long long other = __shfl_xor_sync(0xffffffffu, key, lane);
-          key = other < key ? other : key;
-        }
-        if (valid && static_cast<int>(threadIdx.x & 31) % width == 0) {
-          atomicMin(best + (k0 + k) * m + s, key);
-        }
-      }
-    }
-  }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < in.keys * m; i += static_cast<int>(blockDim.x)) {
-    codes[i] = static_cast<std::uint8_t>(best[i]);
   }
 }
 

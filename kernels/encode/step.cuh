@@ -4,9 +4,8 @@
 // other whose thread blocks take a share of it.
 #pragma once
 
-#include "encode/nearest.cuh"
 #include "encode/step_shape.h"
-#include "encode/tile.cuh"
+#include "encode/step_tile.cuh"
 
 namespace quarry::cuda {
 
@@ -48,76 +47,13 @@ __device__ inline SequenceState plan_sequence(const EncodeParams& p, std::int32_
   return st;
 }
 
-/// One tile of keys to codes and means. All threads of the block call it, after a barrier
-/// behind the last use of `sh`; ends with one. kRows: keys a thread rotates at once.
-template <typename E, int kRows>
-__device__ void encode_tile(const KeySource& source, const Tiling& tiling, const Tile& tile,
-                            const TileShared& sh) {
-  const IndexView& ix = source.ix;
-  const std::int64_t book =
-      std::int64_t{codebook_of(ix, source.slot)} * ix.num_kv_heads + source.head;
-  const int m = ix.num_subspaces, stride = tile_stride(ix.head_dim);
-  const int rows = (tile.count + kRows - 1) / kRows * kRows;
-  load_keys<E>(
-      source, rows, [&](int k) { return k < tile.count ? tile.first + k : -1; }, sh.xs);
-  __syncthreads();
-  if (ix.block_size > 0) {
-    subtract_means<E>(source, tiling, tile, sh.xs, sh.means, MeanStore{source});
-    __syncthreads();
-  }
-  const float* xs = sh.xs;
-  if (ix.rotation != nullptr) {
-    rotate<kRows>(ix.rotation + book * ix.head_dim * ix.head_dim, ix.head_dim, rows, sh.xs, sh.ys);
-    xs = sh.ys;
-    __syncthreads();
-  }
-  const bool augmented = ix.metric == Metric::inner_product;
-  if (augmented) {
-    for (int item = static_cast<int>(threadIdx.x); item < tile.count * m;
-         item += static_cast<int>(blockDim.x)) {
-      const int k = item / m, s = item % m;
-      sh.extra[item] =
-          augmentation(ix.phi[book * m + s], squared_norm(xs + k * stride + s * ix.dsub, ix.dsub));
-    }
-    __syncthreads();
-  }
-  const NearestInput in{ix, ix.codebooks + book * m * ix.dcent * ix.ksub, xs,
-                        augmented ? sh.extra : nullptr, tile.count};
-  if (tile.count * m >= kManySubvectors) {
-    nearest_by_subvector(in, sh.codes);
-  } else if (tile.count == 1) {
-    nearest_by_centroid<1>(in, sh.best, sh.codes);
-  } else {
-    nearest_by_centroid<4>(in, sh.best, sh.codes);
-  }
-  __syncthreads();
-  store_codes(source, tile, sh.codes);
-  __syncthreads();  // the next tile overwrites what this one read
-}
-
-template <typename E>
-__device__ __forceinline__ void encode_share_of(const EncodeParams& p, const StepShape& shape,
-                                             const SequenceState& st, std::int32_t b,
-                                             std::int32_t head, std::int32_t share,
-                                             std::int32_t shares, std::int32_t from,
-                                             std::int32_t to, unsigned char* shared_memory) {
-  const IndexView& ix = p.index;
-  const TileShared sh(shared_memory, ix, shape.tiling);
-  const KeySource source{ix, p.keys, block_table_row(p.step, b), st.slot, head, shape.wide};
-  const std::int32_t items = shape.items(st.begin, st.n);
-  for (std::int32_t i = share; i < items; i += shares) {
-    const Tile tile = shape.tiling.tile(st.begin, st.n, i);
-    if (tile.count == 0 || tile.first >= to || tile.first + tile.count <= from) continue;
-    encode_tile<E, 2>(source, shape.tiling, tile, sh);
-  }
-}
-
 /// Encodes, of sequence b (its state from plan_sequence()) and KV head `head`, every
 /// shares-th item of the pending positions from item `share` on, as far as their tiles meet
 /// positions [from, to): codes and block means into the index. shape.shares thread blocks
 /// with shares = shape.shares do a usual step at once; any number does any step. Whole tiles
 /// are encoded: two thread blocks may write the same bytes to the same place.
 /// shared_memory: shape.shared_bytes of the kernel's shared memory, aligned to 16 bytes.
+/// Inlined, since it reads much of p and shape: let them be the kernel's own parameters.
 /// All threads of the block call it with the same arguments; blockDim.x is a multiple of 32,
 /// at most 1024. Needs no barrier before (shared_memory must not be in use); ends with one
 /// where it has encoded anything: shared_memory is free again, and what was written to the
@@ -129,10 +65,86 @@ __device__ __forceinline__ void encode_share(const EncodeParams& p, const StepSh
                                              std::int32_t shares, std::int32_t from,
                                              std::int32_t to, unsigned char* shared_memory) {
   if (st.slot < 0 || st.built == 0) return;
-  for_dtype(p.keys.dtype, [&](auto element) {
-    encode_share_of<decltype(element)>(p, shape, st, b, head, share, shares, from, to,
-                                       shared_memory);
-  });
+  const IndexView& ix = p.index;
+  const StepShared sh(shared_memory, ix, shape);
+  const KeySource source{ix, p.keys, block_table_row(p.step, b), st.slot, head, shape.wide};
+  const std::int64_t book = std::int64_t{codebook_of(ix, st.slot)} * ix.num_kv_heads + head;
+  const int d = ix.head_dim, stride = tile_stride(d);
+  const bool rotates = ix.rotation != nullptr, blocks = ix.block_size > 0;
+  const std::int32_t items = shape.items(st.begin, st.n);
+  std::int32_t tile_id = -1, group = -1;  // what shared memory holds
+  std::uint32_t residuals = 0;            // parts of the tile that are residuals already
+  for (std::int32_t i = share; i < items; i += shares) {
+    const StepItem it = shape.item(ix, st.begin, st.n, i);
+    const Tile& tile = it.tile;
+    const int rows = it.end_row - it.first_row;
+    if (rows <= 0 || tile.first >= to || tile.first + tile.count <= from) continue;
+    const int subspaces = it.end_subspace - it.first_subspace;
+    const int own = it.first_subspace * ix.dsub, own_end = it.end_subspace * ix.dsub;
+    const int first = rotates ? 0 : own & ~7, end = rotates ? d : (own_end + 7) & ~7;
+    StepTables tables(ix, book, it);
+    if (it.group != group) tables.stage(ix, shape, sh);
+    tables.use_staged(shape, sh);
+    if (it.tile_id != tile_id || (it.group != group && !rotates)) {
+      for_dtype(p.keys.dtype, [&](auto element) {
+        load_step_keys<decltype(element)>(source, tile, first / 8, end / 8, sh.xs);
+      });
+      if (blocks) {
+        __syncthreads();
+        step_means(source, shape.tiling, tile, first, end, sh.xs, sh.means);
+        __syncthreads();
+      }
+      residuals = 0;
+    }
+    tile_id = it.tile_id, group = it.group;
+    if (blocks) {
+      const std::uint32_t part = 1u << (it.first_row / shape.part_keys);
+      if ((residuals & part) == 0) {
+        step_residuals(ix, tile, it.first_row, it.end_row, first, end, sh.means, sh.xs);
+      }
+      residuals |= part;
+    }
+    wait_for_copies();
+    __syncthreads();
+    StepNearest in{
+        sh.xs + it.first_row * stride + own, stride, nullptr, tables.codebook, rows, subspaces};
+    if (rotates) {
+      const float* xs = sh.xs + it.first_row * stride;
+      if (rows >= 16) {
+        rotate_columns<2, 4>(tables, d, rows, xs, sh.ys);
+      } else {
+        rotate_columns<1, 4>(tables, d, rows, xs, sh.ys);
+      }
+      in.xs = sh.ys + (own - tables.first_column), in.stride = tile_stride(tables.columns);
+      __syncthreads();
+    }
+    if (ix.metric == Metric::inner_product) {
+      const float* phi = ix.phi + book * ix.num_subspaces + it.first_subspace;
+      for (int l = static_cast<int>(threadIdx.x); l < rows * subspaces;
+           l += static_cast<int>(blockDim.x)) {
+        const int k = l / subspaces, s = l % subspaces;
+        sh.extra[l] =
+            augmentation(phi[s], squared_norm(in.xs + k * in.stride + s * ix.dsub, ix.dsub));
+      }
+      in.extra = sh.extra;
+      __syncthreads();
+    }
+    step_nearest(ix, in, sh.codes);
+    __syncthreads();
+    store_step_codes(source, it, sh.codes);
+    if (blocks && it.stores_means) store_step_means(source, tile, own, own_end, sh.means);
+    __syncthreads();  // the next item overwrites what this one read
+  }
+}
+
+/// A hint, to be given while the work before the kernel still runs: what share `share` will
+/// read of rotation and codebook, towards the second level cache. Needs no barrier, reads and
+/// writes nothing; does nothing where sequences have codebooks of their own.
+__device__ inline void fetch_share_ahead(const EncodeParams& p, const StepShape& shape,
+                                         std::int32_t head, std::int32_t share) {
+  const IndexView& ix = p.index;
+  if (ix.codebook_slots != 1) return;
+  StepTables(ix, head, shape.item(ix, 0, shape.tiling.keys, share)).fetch_ahead(ix);
 }
 
 }  // namespace quarry::cuda

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage encode of a prefill: on tensor cores where they serve the shape, else exactly.
+#include "encode/bulk.h"
+
+#include "common/launch.h"
+#include "encode/exact.cuh"
+#include "encode/tensor.cuh"
+
+namespace quarry::cuda {
+namespace {
+
+template <int kTiles, int kUnits>
+Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t tiles, bool wide,
+                     std::size_t bytes, const Launch& launch) {
+  // Two thread blocks a multiprocessor, as far as shared memory lets them, shared out evenly:
+  // what each loads of rotation and codebook is then read for as many tiles as can be.
+  const std::int32_t resident = launch.num_multiprocessors * (bytes > 113 * 1024 ? 1 : 2);
+  std::int32_t blocks = resident / (p.index.num_kv_heads * p.step.batch_size);
+  blocks = blocks < 1 ? 1 : blocks > tiles ? tiles : blocks;
+  const dim3 grid(static_cast<unsigned>(blocks) * static_cast<unsigned>(p.index.num_kv_heads) *
+                  static_cast<unsigned>(p.step.batch_size));
+  return launch_kernel<encode_tensor_kernel<kTiles, kUnits>>("encode", launch, grid, kTensorThreads,
+                                                             bytes, p, tiling, blocks, wide);
+}
+
+// A prefill on tensor cores; *served tells whether the shape is one of theirs.
+Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& launch,
+                              bool* served) {
+  const IndexView& ix = p.index;
+  *served = false;
+  if (!tensor_cores_serve(ix)) return {};
+  const Tiling tiling{kTensorKeys, ix.block_size, ix.encode_from};
+  const std::size_t bytes = TensorShared(nullptr, ix, tiling).bytes;
+  int most = 0;
+  if (cudaError_t e =
+          cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, launch.device);
+      e != cudaSuccess) {
+    return to_status(e, "encode: cudaDeviceGetAttribute");
+  }
+  if (bytes > static_cast<std::size_t>(most)) return {};
+  *served = true;
+  const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
+  if (tiles == 0) return {};
+  const auto go = [&](auto kernel) { return kernel(p, tiling, tiles, wide, bytes, launch); };
+  if (ix.head_dim == 128) {
+    return ix.dsub == 8    ? go(launch_tensor<8, 1>)
+           : ix.dsub == 16 ? go(launch_tensor<8, 2>)
+           : ix.dsub == 32 ? go(launch_tensor<8, 4>)
+                           : go(launch_tensor<8, 8>);
+  }
+  return ix.dsub == 8    ? go(launch_tensor<4, 1>)
+         : ix.dsub == 16 ? go(launch_tensor<4, 2>)
+                         : go(launch_tensor<4, 4>);
+}
+
+}  // namespace
+
+Status encode_bulk(const EncodeParams& p, bool wide, const Launch& launch) noexcept {
+  const IndexView& ix = p.index;
+  bool served = false;
+  if (Status s = encode_on_tensor_cores(p, wide, launch, &served); !s.ok() || served) return s;
+  // As many thread blocks as there are tiles.
+  const Tiling tiling =
+      exact_tiling(ix, ix.rotation == nullptr && ix.num_subspaces <= 2 ? 128 : 64);
+  const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
+  const dim3 grid(static_cast<unsigned>(tiles) * static_cast<unsigned>(ix.num_kv_heads) *
+                  static_cast<unsigned>(p.step.batch_size));
+  return with_dtype(p.keys.dtype, [&](auto element) {
+    return launch_kernel<encode_exact_kernel<decltype(element)>>(
+        "encode", launch, grid, kExactThreads, TileShared(nullptr, ix, tiling).bytes, p, tiling,
+        tiles, wide);
+  });
+}
+
+}  // namespace quarry::cuda

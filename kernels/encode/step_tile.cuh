@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The pieces of a decode step's encoding. A step has few keys and a cold cache, so its time is
+// latency: copies to shared memory are under way together, and few loads wait for another.
+// The sums are tile.cuh's, bit for bit.
+#pragma once
+
+#include "encode/nearest.cuh"
+#include "encode/step_shape.h"
+#include "encode/tile.cuh"
+
+namespace quarry::cuda {
+
+/// 16, or 8, bytes to shared memory, asynchronously; both aligned to as much.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(kBytes)
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+/// What an item reads of its KV head's rotation and codebook.
+struct StepTables {
+  const float* rotation;  ///< column `first` of row 0; rows lie `rotation_stride` apart
+  const float* codebook;  ///< of the first subspace: [subspaces][dcent][ksub]
+  int first_column, columns;
+  int rotation_stride;
+  int codebook_size;
+
+  __device__ StepTables(const IndexView& ix, std::int64_t book, const StepItem& it)
+      : first_column(it.first_subspace * ix.dsub & ~3),
+        columns(((it.end_subspace * ix.dsub + 3) & ~3) - first_column),
+        rotation_stride(ix.head_dim),
+        codebook_size((it.end_subspace - it.first_subspace) * ix.dcent * ix.ksub) {
+    rotation = ix.rotation == nullptr
+                   ? nullptr
+                   : ix.rotation + book * ix.head_dim * ix.head_dim + first_column;
+    codebook = ix.codebooks + (book * ix.num_subspaces + it.first_subspace) * ix.dcent * ix.ksub;
+  }
+
+  /// Towards the second level cache; reads nothing, so it needs not wait for who writes.
+  __device__ void fetch_ahead(const IndexView& ix) const {
+    const int threads = static_cast<int>(blockDim.x), tid = static_cast<int>(threadIdx.x);
+    const int sectors = (columns + 7) / 8;
+    for (int i = tid; rotation != nullptr && i < ix.head_dim * sectors; i += threads) {
+      prefetch(rotation + i / sectors * ix.head_dim + i % sectors * 8);
+    }
+    for (int i = tid; i < (codebook_size + 7) / 8; i += threads) prefetch(codebook + i * 8);
+  }
+
+  /// Starts the copies to shared memory; wait_for_copies() and a barrier must follow.
+  __device__ void stage(const IndexView& ix, const StepShape& shape, const StepShared& sh) const {
+    const int threads = static_cast<int>(blockDim.x), tid = static_cast<int>(threadIdx.x);
+    if (shape.stages_rotation) {
+      const int quads = columns / 4;
+      for (int i = tid; i < ix.head_dim * quads; i += threads) {
+        copy_async<16>(sh.rotation + i * 4, rotation + i / quads * ix.head_dim + i % quads * 4);
+      }
+    }
+    if (!shape.stages_codebook) return;
+    if (ix.ksub >= 4) {
+      for (int i = tid; i < codebook_size / 4; i += threads) {
+        copy_async<16>(sh.codebook + i * 4, codebook + i * 4);
+      }
+    } else {
+      for (int i = tid; i < codebook_size / 2; i += threads) {
+        copy_async<8>(sh.codebook + i * 2, codebook + i * 2);
+      }
+    }
+  }
+  /// Reads the copies from here on.
+  __device__ void use_staged(const StepShape& shape, const StepShared& sh) {
+    if (shape.stages_rotation) rotation = sh.rotation, rotation_stride = columns;
+    if (shape.stages_codebook) codebook = sh.codebook;
+  }
+};
+
+/// Chunks [first_chunk, end_chunk) of eight elements of the tile's rows; zeros where a page is
+/// out of range. Addresses, loads and conversions in turn, each for several rows: a loop of
+/// load8() would wait for every row.
+template <typename E>
+__device__ void load_step_keys(const KeySource& source, const Tile& tile, int first_chunk,
+                               int end_chunk, float* xs) {
+  using Bits = typename E::Bits;
+  constexpr int kBatch = 4, kWords = static_cast<int>(sizeof(Bits)) / 2;
+  const int chunks = end_chunk - first_chunk, total = tile.count * chunks;
+  const IndexView& ix = source.ix;
+  const int threads = static_cast<int>(blockDim.x), stride = tile_stride(ix.head_dim);
+  for (int first = static_cast<int>(threadIdx.x); first < total; first += kBatch * threads) {
+    // Not page_of(): its check would wait for each entry.
+    std::int32_t page[kBatch];
+    if (source.table == nullptr) {
+#pragma unroll
+      for (int l = 0; l < kBatch; ++l) page[l] = source.slot;
+    } else {
+#pragma unroll
+      for (int l = 0; l < kBatch; ++l) {
+        const int item = first + l * threads;
+        const std::int32_t position = tile.first + (item < total ? item / chunks : 0);
+        page[l] = __ldg(source.table + position / ix.page_size);
+      }
+    }
+    const Bits* from[kBatch];
+#pragma unroll
+    for (int l = 0; l < kBatch; ++l) {
+      const int item = first + l * threads;
+      const std::int64_t at =
+          key_offset(ix, source.keys, page[l], source.head, tile.first + item / chunks);
+      from[l] =
+          item < total && page[l] >= 0 && page[l] < ix.num_pages
+              ? static_cast<const Bits*>(source.keys.data) + at + (first_chunk + item % chunks) * 8
+              : nullptr;
+    }
+    float v[kBatch][8] = {};
+    if (source.wide) {
+      uint4 word[kBatch][kWords];
+#pragma unroll
+      for (int l = 0; l < kBatch; ++l) {
+#pragma unroll
+        for (int w = 0; w < kWords; ++w) {
+          word[l][w] = make_uint4(0, 0, 0, 0);
+          if (from[l] != nullptr) word[l][w] = __ldg(reinterpret_cast<const uint4*>(from[l]) + w);
+        }
+      }
+#pragma unroll
+      for (int l = 0; l < kBatch; ++l) {
+#pragma unroll
+        for (int w = 0; w < kWords; ++w) {
+          const std::uint32_t half[4] = {word[l][w].x, word[l][w].y, word[l][w].z, word[l][w].w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if constexpr (kWords == 2) {
+              v[l][w * 4 + i] = __uint_as_float(half[i]);
+            } else {
+              v[l][2 * i] = E::widen(static_cast<std::uint16_t>(half[i]));
+              v[l][2 * i + 1] = E::widen(static_cast<std::uint16_t>(half[i] >> 16));
+            }
+          }
+        }
+      }
+    } else {
+#pragma unroll
+      for (int l = 0; l < kBatch; ++l) {
+        if (from[l] != nullptr) load8<E>(from[l], false, v[l]);
+      }
+    }
+#pragma unroll
+    for (int l = 0; l < kBatch; ++l) {
+      const int item = first + l * threads;
+      if (item >= total) break;
+      float* to = xs + item / chunks * stride + (first_chunk + item % chunks) * 8;
+      *reinterpret_cast<float4*>(to) = make_float4(v[l][0], v[l][1], v[l][2], v[l][3]);
+      *reinterpret_cast<float4*>(to + 4) = make_float4(v[l][4], v[l][5], v[l][6], v[l][7]);
+    }
+  }
+}
+
+/// Columns [first, end) of the means of the tile's blocks, from its keys before any became a
+/// residual.
+__device__ inline void step_means(const KeySource& source, const Tiling& tiling, const Tile& tile,
+                                  int first, int end, const float* xs, float* means) {
+  const IndexView& ix = source.ix;
+  const int bs = ix.block_size, stride = tile_stride(ix.head_dim), columns = end - first;
+  const int blocks = (tile.first + tile.count - 1) / bs - tile.first_block + 1;
+  for (int item = static_cast<int>(threadIdx.x); item < blocks * columns;
+       item += static_cast<int>(blockDim.x)) {
+    const int block = item / columns, j = first + item % columns;
+    const std::int32_t start = (tile.first_block + block) * bs, last = start + bs - 1;
+    const std::int32_t from = start < ix.encode_from ? ix.encode_from : start;
+    float mean = 0;
+    if (bs > tiling.keys) {
+      for_dtype(source.keys.dtype, [&](auto element) {
+        mean = mean_from_cache<decltype(element)>(source, from, last, j);
+      });
+    } else {
+      const float* x = xs + (from - tile.first) * stride + j;
+#pragma unroll 16
+      for (std::int32_t p = from; p <= last; ++p, x += stride) mean += *x;
+      mean = rounded(mean / static_cast<float>(last - from + 1), ix.mean_dtype);
+    }
+    means[block * ix.head_dim + j] = mean;
+  }
+}
+
+/// Rows [first_row, end_row) of xs, columns [first, end), both multiples of four, become
+/// residuals.
+__device__ inline void step_residuals(const IndexView& ix, const Tile& tile, int first_row,
+                                      int end_row, int first, int end, const float* means,
+                                      float* xs) {
+  const int stride = tile_stride(ix.head_dim), quads = (end - first) / 4;
+#pragma unroll 4
+  for (int item = static_cast<int>(threadIdx.x); item < (end_row - first_row) * quads;
+       item += static_cast<int>(blockDim.x)) {
+    const int k = first_row + item / quads, j = first + item % quads * 4;
+    const int block = (tile.first + k) / ix.block_size - tile.first_block;
+    float4& x = *reinterpret_cast<float4*>(xs + k * stride + j);
+    const float4 mean = *reinterpret_cast<const float4*>(means + block * ix.head_dim + j);
+    x = make_float4(x.x - mean.x, x.y - mean.y, x.z - mean.z, x.w - mean.w);
+  }
+}
+
+/// Columns [first, end) of the means of the tile's blocks into the index.
+__device__ inline void store_step_means(const KeySource& source, const Tile& tile, int first,
+                                        int end, const float* means) {
+  const IndexView& ix = source.ix;
+  const int bs = ix.block_size, columns = end - first;
+  const int blocks = (tile.first + tile.count - 1) / bs - tile.first_block + 1;
+  for (int item = static_cast<int>(threadIdx.x); item < blocks * columns;
+       item += static_cast<int>(blockDim.x)) {
+    const int block = item / columns, j = first + item % columns;
+    MeanStore{source}((tile.first_block + block + 1) * bs - 1, j, means[block * ix.head_dim + j]);
+  }
+}
+
+/// ys[k] = columns of xs[k] . rotation for k < rows; kKeys rows and 4 columns a thread. What
+/// the next kAhead dimensions need is loaded before these are added.
+template <int kKeys, int kAhead>
+__device__ void rotate_columns(const StepTables& tables, int d, int rows, const float* xs,
+                               float* ys) {
+  const int quads = tables.columns / 4, stride = tile_stride(d);
+  const int to_stride = tile_stride(tables.columns), groups = (rows + kKeys - 1) / kKeys;
+  struct Ahead {
+    float4 row[kAhead];
+    float x[kKeys][kAhead];
+  };
+  for (int item = static_cast<int>(threadIdx.x); item < groups * quads;
+       item += static_cast<int>(blockDim.x)) {
+    const int q = item % quads, k0 = item / quads;
+    const float* r = tables.rotation + q * 4;
+    const float* x[kKeys];  // rows `groups` apart; one that is not there repeats the first
+    float4 acc[kKeys];
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      x[k] = xs + (k0 + k * groups < rows ? k0 + k * groups : k0) * stride;
+      acc[k] = make_float4(0, 0, 0, 0);
+    }
+    const auto load = [&](int i, Ahead& a) {
+#pragma unroll
+      for (int l = 0; l < kAhead; ++l) {
+        a.row[l] = *reinterpret_cast<const float4*>(r + (i + l) * tables.rotation_stride);
+      }
+#pragma unroll
+      for (int k = 0; k < kKeys; ++k) {
+#pragma unroll
+        for (int l = 0; l < kAhead; l += 4) {
+          const float4 v = *reinterpret_cast<const float4*>(x[k] + i + l);
+          a.x[k][l] = v.x, a.x[k][l + 1] = v.y, a.x[k][l + 2] = v.z, a.x[k][l + 3] = v.w;
+        }
+      }
+    };
+    const auto add = [&](const Ahead& a) {
+#pragma unroll
+      for (int l = 0; l < kAhead; ++l) {
+#pragma unroll
+        for (int k = 0; k < kKeys; ++k) {
+          acc[k].x = fmaf(a.x[k][l], a.row[l].x, acc[k].x);
+          acc[k].y = fmaf(a.x[k][l], a.row[l].y, acc[k].y);
+          acc[k].z = fmaf(a.x[k][l], a.row[l].z, acc[k].z);
+          acc[k].w = fmaf(a.x[k][l], a.row[l].w, acc[k].w);
+        }
+      }
+    };
+    Ahead one, two;
+    load(0, one);
+    // d is a multiple of eight.
+#pragma unroll 1
+    for (int i = 0; i < d; i += 2 * kAhead) {
+      load(i + kAhead, two);
+      add(one);
+      load(i + 2 * kAhead < d ? i + 2 * kAhead : 0, one);
+      add(two);
+    }
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      if (k0 + k * groups >= rows) break;
+      *reinterpret_cast<float4*>(ys + (k0 + k * groups) * to_stride + q * 4) = acc[k];
+    }
+  }
+}
+
+/// Subvectors of an item, and what they are compared with.
+struct StepNearest {
+  const float* xs;  ///< coordinate j of key k's subvector s at k * stride + s * dsub + j
+  int stride;
+  const float* extra;  ///< [keys][subspaces], inner_product alone
+  const float* codebook;
+  int keys, subspaces;
+};
+
+/// A lane's least of `count` centroids of one subvector, ids lane + l * lanes.
+template <int kAtOnce>
+__device__ unsigned long long nearest_of_lane(const IndexView& ix, const float* c, const float* x,
+                                              const float* extra, int lane, int lanes, int count) {
+  unsigned long long best = ~0ull;
+  for (int i = 0; i < count; i += kAtOnce) {
+    const float* row = c + lane + i * lanes;
+    float acc[kAtOnce] = {};
+    const auto add = [&](float v) {
+#pragma unroll
+      for (int l = 0; l < kAtOnce; ++l) {
+        const float diff = v - row[l * lanes];
+        acc[l] = fmaf(diff, diff, acc[l]);
+      }
+      row += ix.ksub;
+    };
+    if (ix.dsub % 8 == 0) {
+#pragma unroll 2
+      for (int j = 0; j < ix.dsub; j += 8) {
+        const float4 u = *reinterpret_cast<const float4*>(x + j);
+        const float4 v = *reinterpret_cast<const float4*>(x + j + 4);
+        add(u.x), add(u.y), add(u.z), add(u.w);
+        add(v.x), add(v.y), add(v.z), add(v.w);
+      }
+    } else {
+      for (int j = 0; j < ix.dsub; ++j) add(x[j]);
+    }
+    if (extra != nullptr) add(*extra);
+#pragma unroll
+    for (int l = 0; l < kAtOnce; ++l) {
+      const unsigned long long key = nearest_key(acc[l], lane + (i + l) * lanes);
+      best = key < best ? key : best;
+    }
+  }
+  return best;
+}
+
+/// codes[k * subspaces + s]: a group of lanes a subvector, as many as there are threads for.
+/// Keys innermost, so that a warp shares centroids.
+__device__ inline void step_nearest(const IndexView& ix, const StepNearest& in,
+                                    std::uint8_t* codes) {
+  const int threads = static_cast<int>(blockDim.x), total = in.keys * in.subspaces;
+  int lanes = 1;
+  while (lanes < 32 && lanes < ix.ksub && total * lanes < threads) lanes *= 2;
+  const int lane = static_cast<int>(threadIdx.x) % lanes, count = ix.ksub / lanes;
+  // Warps stay whole for the shuffles.
+  for (int first = static_cast<int>(threadIdx.x) & ~31; first < total * lanes; first += threads) {
+    const int item = (first + static_cast<int>(threadIdx.x & 31)) / lanes;
+    const int k = item < total ? item % in.keys : 0, s = item < total ? item / in.keys : 0;
+    const float* c = in.codebook + s * ix.dcent * ix.ksub;
+    const float* x = in.xs + k * in.stride + s * ix.dsub;
+    const float* extra = in.extra == nullptr ? nullptr : in.extra + k * in.subspaces + s;
+    unsigned long long best =
+        count % 4 == 0   ? nearest_of_lane<4>(ix, c, x, extra, lane, lanes, count)
+        : count % 2 == 0 ? nearest_of_lane<2>(ix, c, x, extra, lane, lanes, count)
+                         : nearest_of_lane<1>(ix, c, x, extra, lane, lanes, count);
+    for (int step = lanes / 2; step > 0; step /= 2) {
+      const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, step);
+      best = other < best ? other : best;
+    }
+    if (lane == 0 && item < total) {
+      codes[k * in.subspaces + s] = static_cast<std::uint8_t>(best);
+    }
+  }
+}
+
+/// The item's codes [rows][subspaces] into the index, two a byte where they fit.
+__device__ inline void store_step_codes(const KeySource& source, const StepItem& it,
+                                        const std::uint8_t* codes) {
+  const IndexView& ix = source.ix;
+  const int rows = it.end_row - it.first_row, m = it.end_subspace - it.first_subspace;
+  for (int item = static_cast<int>(threadIdx.x); item < rows * (it.end_byte - it.first_byte);
+       item += static_cast<int>(blockDim.x)) {
+    const int k = item % rows, i = item / rows;
+    const std::uint8_t* row = codes + k * m;
+    std::uint8_t byte = row[ix.bits <= 4 ? 2 * i : i];
+    if (ix.bits <= 4 && 2 * i + 1 < m) byte |= static_cast<std::uint8_t>(row[2 * i + 1] << 4);
+    const std::int32_t position = it.tile.first + it.first_row + k;
+    const std::int64_t page = page_of(ix, source.table, source.slot, position);
+    if (page < 0) continue;
+    ix.codes[code_offset(ix, page, source.head, position % ix.page_size) +
+             (it.first_byte + i) * ix.tile] = byte;
+  }
+}
+
+}  // namespace quarry::cuda
