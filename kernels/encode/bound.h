@@ -33,10 +33,24 @@ QUARRY_HD constexpr float rotation_loss(int d) {
   return kSlack * (kSplitLoss + 3 * (n / 16) * 17 * 2 * kUnit + n * kUnit);
 }
 
+/// The same where keys that are bfloat16 are multiplied as they are, x~ = k.R - mean.R, first
+/// by R's low halves and then by the high ones, of the mean three exact parts: at most this
+/// times (|k| + |mean|) |R_j|. R's split loses 2^-18; d / 16 mmas of depth 16 (those of the low
+/// halves add 2^-8 of that); the contract's chain of d roundings, its residual's and those of
+/// the sums here: the mean's halves and rows, the difference.
+QUARRY_HD constexpr float raw_rotation_loss(int d) {
+  const auto n = static_cast<float>(d);
+  return kSlack * (kSplitLoss / 3 + (n / 16) * 17 * 2 * kUnit + (n + 10) * kUnit);
+}
+/// |k| is at most this times the root of its squares' sum in bfloat16: 16 additions of a lane,
+/// each off by 2^-9 of the sum, may leave 0.969 of it; an approximate root and sum besides.
+constexpr float kRawNorm = 1.02f;
+
 /// What the distance |c|^2 - 2 x~ . c is off by for reasons that scale with (|x~| + |c|)^2:
 /// three passes of dsub / 8 mmas of depth 8 that start from |c|^2 (half as many of depth 16
-/// lose less), the roundings of the contract's chain, of |c|^2 and of the sum, and the low
-/// mantissa bits that give way to the centroid's id: of `bits`, 2^bits of 2u each.
+/// lose less, and so does one of depth 16 for two passes), the roundings of the contract's chain,
+/// of |c|^2 and of the sum, and the low mantissa bits that give way to the centroid's id: of
+/// `bits`, 2^bits of 2u each.
 QUARRY_HD constexpr float distance_loss(int dsub, int bits) {
   const auto n = static_cast<float>(dsub);
   return (3 * (n / 8) * 9 + n + 4 + static_cast<float>(1 << bits)) * 2 * kUnit;
@@ -51,24 +65,22 @@ struct Subspace {
 };
 
 /// The gap between the two least approximate distances above which the least is the
-/// contract's nearest; infinite where nothing is proven. whole: |x|, before rotation; part:
-/// |x~| of the subspace.
-/// By Cauchy and Schwarz |x~_j - x'_j| <= rotation_loss |x| |R_j|, hence
-/// |x~ - x'| <= rotation_loss |x| spread =: r, and per centroid
-///   2 rotation_loss |x| lever               x~ for x' in -2 x.c
+/// contract's nearest; infinite where nothing is proven. loss: rotation_loss |x|, x before
+/// rotation, or raw_rotation_loss (|k| + |mean|); part: |x~| of the subspace.
+/// By Cauchy and Schwarz |x~_j - x'_j| <= loss |R_j|, hence |x~ - x'| <= loss spread =: r, and
+/// per centroid
+///   2 loss lever                            x~ for x' in -2 x.c
 /// + 2 kSplitLoss part reach                 the halves of x~ and c
 /// + distance_loss (part + reach + r)^2      the rest
 /// The absolute term stands for products that underflow: norms below 1e-19 may come as 0, which
 /// takes less than 1e-3 * 1e-19 * reach away; that exceeds the last term only where reach is
 /// below 1e-15.
-QUARRY_HD inline float safe_gap(int d, int dsub, int bits, float whole, float part,
-                                const Subspace& of) {
+QUARRY_HD inline float safe_gap(int dsub, int bits, float loss, float part, const Subspace& of) {
   constexpr float kTwice = 2 * kSlack * kSlack;
-  const float loss = rotation_loss(d) * whole;
-  const float all = part + of.reach + loss * of.spread;
-  const float off = 2 * (loss * of.lever + kSplitLoss * part * of.reach) +
-                    distance_loss(dsub, bits) * (all * all);
-  return all < kMostReach ? kTwice * off + 1e-30f : INFINITY;
+  const float all = fmaf(loss, of.spread, part + of.reach);
+  const float products = fmaf(2 * loss, of.lever, 2 * kSplitLoss * part * of.reach);
+  const float off = fmaf(distance_loss(dsub, bits), all * all, products);
+  return all < kMostReach ? fmaf(kTwice, off, 1e-30f) : INFINITY;
 }
 
 }  // namespace quarry::cuda

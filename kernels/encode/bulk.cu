@@ -6,22 +6,28 @@
 #include "common/launch.h"
 #include "encode/exact.cuh"
 #include "encode/tensor.cuh"
+#include "encode/tensor_raw.cuh"
 
 namespace quarry::cuda {
 namespace {
 
-template <int kTiles, int kUnits>
-Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t tiles, bool wide,
-                     std::size_t bytes, const Launch& launch) {
-  // Two thread blocks a multiprocessor, as far as shared memory lets them, shared out evenly:
-  // what each loads of rotation and codebook is then read for as many tiles as can be.
+// Two thread blocks a multiprocessor, as far as shared memory lets them, shared out evenly: what
+// each loads of rotation and codebook is then read for as many tiles as can be.
+std::int32_t blocks_a_head(const EncodeParams& p, std::int32_t tiles, std::size_t bytes,
+                           const Launch& launch) {
   const std::int32_t resident = launch.num_multiprocessors * (bytes > 113 * 1024 ? 1 : 2);
-  std::int32_t blocks = resident / (p.index.num_kv_heads * p.step.batch_size);
-  blocks = blocks < 1 ? 1 : blocks > tiles ? tiles : blocks;
+  const std::int32_t blocks = resident / (p.index.num_kv_heads * p.step.batch_size);
+  return blocks < 1 ? 1 : blocks > tiles ? tiles : blocks;
+}
+
+template <auto kKernel, typename... Args>
+Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t tiles,
+                     std::size_t bytes, const Launch& launch, Args... args) {
+  const std::int32_t blocks = blocks_a_head(p, tiles, bytes, launch);
   const dim3 grid(static_cast<unsigned>(blocks) * static_cast<unsigned>(p.index.num_kv_heads) *
                   static_cast<unsigned>(p.step.batch_size));
-  return launch_kernel<encode_tensor_kernel<kTiles, kUnits>>("encode", launch, grid, kTensorThreads,
-                                                             bytes, p, tiling, blocks, wide);
+  return launch_kernel<kKernel>("encode", launch, grid, kTensorThreads, bytes, p, tiling, blocks,
+                                args...);
 }
 
 // A prefill on tensor cores; *served tells whether the shape is one of theirs.
@@ -42,16 +48,28 @@ Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& la
   *served = true;
   const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
   if (tiles == 0) return {};
-  const auto go = [&](auto kernel) { return kernel(p, tiling, tiles, wide, bytes, launch); };
-  if (ix.head_dim == 128) {
-    return ix.dsub == 8    ? go(launch_tensor<8, 1>)
-           : ix.dsub == 16 ? go(launch_tensor<8, 2>)
-           : ix.dsub == 32 ? go(launch_tensor<8, 4>)
-                           : go(launch_tensor<8, 8>);
+  if (raw_keys_serve(ix, p.keys.dtype, wide)) {
+    const auto raw = [&]<int kTiles, int kUnits, int kBits>() {
+      return launch_tensor<encode_raw_kernel<kTiles, kUnits, kBits>>(p, tiling, tiles, bytes,
+                                                                     launch);
+    };
+    return ix.dsub == 16        ? raw.operator()<8, 2, 0>()
+           : ix.head_dim == 128 ? raw.operator()<8, 1, 4>()
+                                : raw.operator()<4, 1, 4>();
   }
-  return ix.dsub == 8    ? go(launch_tensor<4, 1>)
-         : ix.dsub == 16 ? go(launch_tensor<4, 2>)
-                         : go(launch_tensor<4, 4>);
+  const auto go = [&]<int kTiles, int kUnits>() {
+    return launch_tensor<encode_tensor_kernel<kTiles, kUnits>>(p, tiling, tiles, bytes, launch,
+                                                               wide);
+  };
+  if (ix.head_dim == 128) {
+    return ix.dsub == 8    ? go.operator()<8, 1>()
+           : ix.dsub == 16 ? go.operator()<8, 2>()
+           : ix.dsub == 32 ? go.operator()<8, 4>()
+                           : go.operator()<8, 8>();
+  }
+  return ix.dsub == 8    ? go.operator()<4, 1>()
+         : ix.dsub == 16 ? go.operator()<4, 2>()
+                         : go.operator()<4, 4>();
 }
 
 }  // namespace

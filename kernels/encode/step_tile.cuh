@@ -5,25 +5,12 @@
 // The sums are tile.cuh's, bit for bit.
 #pragma once
 
+#include "common/copy.cuh"
 #include "encode/nearest.cuh"
 #include "encode/step_shape.h"
 #include "encode/tile.cuh"
 
 namespace quarry::cuda {
-
-/// 16, or 8, bytes to shared memory, asynchronously; both aligned to as much.
-template <int kBytes>
-__device__ __forceinline__ void copy_async(void* to, const void* from) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(kBytes)
-               : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-__device__ __forceinline__ void prefetch(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
 
 /// What an item reads of its KV head's rotation and codebook.
 struct StepTables {

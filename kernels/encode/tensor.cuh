@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   const float* codebook = ix.codebooks + book * ix.head_dim * ix.ksub;
   const float* rotation =
       ix.rotation == nullptr ? nullptr : ix.rotation + book * ix.head_dim * ix.head_dim;
-  load_tables(ix, rotation, codebook, sh);
+  load_tables<false>(ix, rotation, codebook, sh);
 
   const std::int32_t tiles = tiling.tiles(st.begin, st.n);
   const auto tid = static_cast<int>(threadIdx.x);
@@ -84,7 +84,10 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     nearest_on_tensor_cores<kTiles, kUnits>(ix, rotation != nullptr, tile.count, sh);
     __syncthreads();
     if (fetches && kLate) next.fetch(p.keys.data, sh.key_at);
-    settle_ties<kTiles, kUnits>(ix.ksub, rotation, codebook, sh);
+    settle_ties<kTiles, kUnits>(ix.ksub, rotation, codebook, sh, [&](int row, int i) {
+      return *reinterpret_cast<const float4*>(sh.xs + row * (16 * kTiles) +
+                                              ((i / 4) ^ swizzle(row)) * 4);
+    });
     __syncthreads();
     store_tile_codes(ix, sh);
   }

@@ -84,36 +84,23 @@ constexpr int kMostSums = 4;
 constexpr int kMostSums = 8;
 #endif
 
-/// One tile of residuals in sh.xs to sh.codes and sh.ties. kTiles = d / 16: tiles of 8
-/// dimensions a warp has; kUnits = dsub / 8: of them a subspace's.
-template <int kTiles, int kUnits>
-__device__ __forceinline__ void nearest_on_tensor_cores(const IndexView& ix, bool rotates,
-                                                        int count, const TensorShared& sh) {
-  constexpr int kDim = 16 * kTiles, kLocal = kTiles / kUnits;  // subspaces of a half
+/// Rotated rows row and row + 8 of the tile, of them the half's dimensions as an mma leaves
+/// them in `acc`, to sh.codes and sh.ties. loss: as safe_gap() wants it, of the two rows.
+/// kTiles = d / 16: tiles of 8 dimensions a warp has; kUnits = dsub / 8: of them a subspace's.
+/// kBits: the index's bits where they are known here, else 0.
+template <int kTiles, int kUnits, int kBits = 0>
+__device__ __forceinline__ void nearest_centroids(const IndexView& ix, int count, int row, int half,
+                                                  const float (&acc)[kTiles][4],
+                                                  const float (&loss)[2], const TensorShared& sh) {
+  constexpr int kLocal = kTiles / kUnits;  // subspaces of a half
   constexpr int kTogether = kUnits > 2 ? 1 : 2;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int g = lane / 4, t = lane % 4, row = warp % 4 * 16 + g, half = warp / 4;
-  const int ksub = ix.ksub;
-  float acc[kTiles][4] = {};
-  float whole[2] = {0, 0};  // |x| of rows g and g + 8
-  if (rotates) {
-    constexpr int kAtOnce = kUnits > 2 || kTiles < kMostSums ? 4 : kMostSums;
-    rotate_on_tensor_cores<kTiles, kAtOnce>(sh, row, half, t, acc, whole);
-  } else {
-    const float* x = sh.xs + row * kDim + t % 2 * 2;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      const int at = (((half * kTiles + n) * 2 + t / 2) ^ swizzle(row)) * 4;
-      const float2 u = *reinterpret_cast<const float2*>(x + at);
-      const float2 v = *reinterpret_cast<const float2*>(x + 8 * kDim + at);
-      acc[n][0] = u.x, acc[n][1] = u.y, acc[n][2] = v.x, acc[n][3] = v.y;
-    }
-  }
+  const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
+  const int bits = kBits > 0 ? kBits : ix.bits, ksub = 1 << bits;
   // Of each four lanes' results the even ones finish row g, the odd ones row g + 8; the upper
   // two the second subspace of a pair.
   const bool odd = t % 2 != 0, upper = t / 2 != 0;
   const int own_row = odd ? row + 8 : row;
-  const float own_whole = odd ? whole[1] : whole[0];
+  const float own_loss = odd ? loss[1] : loss[0];
   const std::uint32_t kept = ~static_cast<std::uint32_t>(ksub - 1);
 
 #pragma unroll
@@ -144,9 +131,10 @@ __device__ __forceinline__ void nearest_on_tensor_cores(const IndexView& ix, boo
       float v[4] = {n.x, n.y, n.x, n.y};
       if constexpr (kUnits == 1) {
         const uint2 centroid = b[0];
-        multiply_add(v, high[l][0], centroid.x);
+        // Two of the passes in one: the halves of x side by side.
+        const std::uint32_t both[4] = {high[l][0][0], high[l][0][1], low[l][0][0], low[l][0][1]};
+        multiply_add(v, both, centroid.x, centroid.x);
         multiply_add(v, high[l][0], centroid.y);
-        multiply_add(v, low[l][0], centroid.x);
       } else {
 #pragma unroll
         for (int unit = 0; unit < kUnits; unit += 2) {
@@ -171,7 +159,7 @@ __device__ __forceinline__ void nearest_on_tensor_cores(const IndexView& ix, boo
     TwoLeast best[kTogether][2];
 #pragma unroll
     for (int l = 0; l < kTogether; ++l) compare(l, 0, best[l]);
-#pragma unroll(kTogether == 1 ? 2 : 1)
+#pragma unroll(kTogether == 1 || kBits == 4 ? 2 : 1)
     for (int c = 8; c < ksub; c += 8) {
 #pragma unroll
       for (int l = 0; l < kTogether; ++l) {
@@ -206,8 +194,7 @@ __device__ __forceinline__ void nearest_on_tensor_cores(const IndexView& ix, boo
       whole_part += __shfl_xor_sync(0xffffffffu, square[0], 2);
     }
     const Subspace of{__uint_as_float(sh.reach[s]), sh.spread[s], __uint_as_float(sh.lever[s])};
-    const float gap =
-        safe_gap(kDim, 8 * kUnits, ix.bits, own_whole, approximate_sqrt(whole_part), of);
+    const float gap = safe_gap(8 * kUnits, bits, own_loss, approximate_sqrt(whole_part), of);
     if (own_row < count && (kTogether == 2 || !upper)) {
       const int item = own_row * (2 * kLocal) + s;
       sh.codes[item] = static_cast<std::uint8_t>(__float_as_uint(result.least) & ~kept);
@@ -217,6 +204,32 @@ __device__ __forceinline__ void nearest_on_tensor_cores(const IndexView& ix, boo
       }
     }
   }
+}
+
+/// One tile of residuals in sh.xs to sh.codes and sh.ties.
+template <int kTiles, int kUnits>
+__device__ __forceinline__ void nearest_on_tensor_cores(const IndexView& ix, bool rotates,
+                                                        int count, const TensorShared& sh) {
+  constexpr int kDim = 16 * kTiles;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4, row = warp % 4 * 16 + g, half = warp / 4;
+  float acc[kTiles][4] = {};
+  float whole[2] = {0, 0};  // |x| of rows g and g + 8
+  if (rotates) {
+    constexpr int kAtOnce = kUnits > 2 || kTiles < kMostSums ? 4 : kMostSums;
+    rotate_on_tensor_cores<kTiles, kAtOnce>(sh, row, half, t, acc, whole);
+  } else {
+    const float* x = sh.xs + row * kDim + t % 2 * 2;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const int at = (((half * kTiles + n) * 2 + t / 2) ^ swizzle(row)) * 4;
+      const float2 u = *reinterpret_cast<const float2*>(x + at);
+      const float2 v = *reinterpret_cast<const float2*>(x + 8 * kDim + at);
+      acc[n][0] = u.x, acc[n][1] = u.y, acc[n][2] = v.x, acc[n][3] = v.y;
+    }
+  }
+  const float loss[2] = {rotation_loss(kDim) * whole[0], rotation_loss(kDim) * whole[1]};
+  nearest_centroids<kTiles, kUnits>(ix, count, row, half, acc, loss, sh);
 }
 
 }  // namespace quarry::cuda

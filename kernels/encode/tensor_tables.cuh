@@ -20,18 +20,21 @@ __device__ __forceinline__ int swizzle(int row) { return ((row & 1) << 2) | (row
 
 /// Dynamic shared memory. The code that counts it carves it.
 struct TensorShared {
-  uint4* rotation;        ///< [d / 16][d / 8][lane]: b of an mma, two high and two low words
-  uint2* centroids;       ///< [m][ksub / 8][dsub / 8][lane]: b of -2 c, high and low
-  float* xs;              ///< [64][d], swizzled
-  float* means;           ///< [blocks of a tile][d]
-  float* norms;           ///< [m][ksub]: |c|^2
-  unsigned* reach;        ///< [m]: bits of the largest |c|, which order as it does; NaN most
-  unsigned* lever;        ///< [m]: bits of the largest sum_j |R_j| |c_j|
-  float* spread;          ///< [m]
-  float* subvectors;      ///< [warps][32, or dsub]: rotated again, exactly
-  std::int64_t* key_at;   ///< [64]: the next tile's rows, element offsets; kNoRow
-  std::int64_t* code_at;  ///< [64]: this tile's codes, byte offsets; kNoRow
-  Tile* tiles;            ///< [2]: this one and the next, in turn
+  uint4* rotation;            ///< [d / 16][d / 8][lane]: b of an mma, two high and two low words;
+                              ///< paired: [d / 16][high, low][d / 16][lane], of two mmas
+  uint2* centroids;           ///< [m][ksub / 8][dsub / 8][lane]: b of -2 c, high and low
+  float* xs;                  ///< [64][d], swizzled; or two tiles of keys of 16 bits
+  float* means;               ///< [blocks of a tile][d]
+  float* rotated_mean;        ///< [d], where keys are multiplied as they are
+  std::uint16_t* mean_parts;  ///< [3][d], bfloat16 that sum to the mean
+  float* norms;               ///< [m][ksub]: |c|^2
+  unsigned* reach;            ///< [m]: bits of the largest |c|, which order as it does; NaN most
+  unsigned* lever;            ///< [m]: bits of the largest sum_j |R_j| |c_j|
+  float* spread;              ///< [m]
+  float* subvectors;          ///< [warps][32, or dsub]: rotated again, exactly
+  std::int64_t* key_at;       ///< [64]: the next tile's rows, element offsets; kNoRow
+  std::int64_t* code_at;      ///< [64]: this tile's codes, byte offsets; kNoRow
+  Tile* tiles;                ///< [2]: this one and the next, in turn
   int* num_ties;
   std::uint16_t* ties;  ///< [64 * m]: row * m + s
   std::uint8_t* codes;  ///< [64][m]
@@ -50,6 +53,8 @@ struct TensorShared {
     centroids = reinterpret_cast<uint2*>(take(d * ksub / 2, 8));
     xs = reinterpret_cast<float*>(take(kTensorKeys * d, 4));
     means = reinterpret_cast<float*>(take(ix.block_size > 0 ? tiling.blocks_per_tile() * d : 0, 4));
+    rotated_mean = reinterpret_cast<float*>(take(d, 4));
+    mean_parts = reinterpret_cast<std::uint16_t*>(take(3 * d, 2));
     norms = reinterpret_cast<float*>(take(m * ksub, 4));
     reach = reinterpret_cast<unsigned*>(take(m, 4));
     lever = reinterpret_cast<unsigned*>(take(m, 4));
@@ -66,8 +71,10 @@ struct TensorShared {
 };
 
 /// The head's rotation and codebook as mma operands, and what the bound needs of them.
-__device__ inline void load_tables(const IndexView& ix, const float* __restrict__ rotation,
-                                   const float* __restrict__ codebook, const TensorShared& sh) {
+template <bool kPaired>
+__device__ __forceinline__ void load_tables(const IndexView& ix, const float* __restrict__ rotation,
+                                            const float* __restrict__ codebook,
+                                            const TensorShared& sh) {
   const int d = ix.head_dim, m = ix.num_subspaces, ksub = ix.ksub, dsub = ix.dsub;
   const auto tid = static_cast<int>(threadIdx.x);
   for (int i = tid; i < m; i += kTensorThreads) sh.reach[i] = sh.lever[i] = 0;
@@ -81,7 +88,14 @@ __device__ inline void load_tables(const IndexView& ix, const float* __restrict_
     uint4 b;
     split2(__ldg(r), __ldg(r + d), &b.x, &b.z);
     split2(__ldg(r + 2 * d), __ldg(r + 3 * d), &b.y, &b.w);
-    sh.rotation[i] = b;
+    if (kPaired) {
+      uint2* to = reinterpret_cast<uint2*>(sh.rotation) +
+                  ((step * d / 8 + tile / 2) * 32 + lane) * 2 + tile % 2;
+      to[0] = make_uint2(b.x, b.y);
+      to[d / 16 * 32 * 2] = make_uint2(b.z, b.w);
+    } else {
+      sh.rotation[i] = b;
+    }
   }
 #pragma unroll 4
   for (int i = tid; i < d * ksub / 2; i += kTensorThreads) {
@@ -132,14 +146,15 @@ __device__ inline void load_tables(const IndexView& ix, const float* __restrict_
 
 /// The near ties once more, exactly; a warp takes as many as its lanes hold dimensions of,
 /// each a group of lanes: first a lane a dimension, then a lane a centroid.
-template <int kTiles, int kUnits>
+/// residual(row, i): dimensions i .. i + 3, a multiple of four, of a row before rotation.
+template <int kTiles, int kUnits, typename Residual>
 __device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ rotation,
                                             const float* __restrict__ codebook,
-                                            const TensorShared& sh) {
+                                            const TensorShared& sh, Residual residual) {
   constexpr int kDim = 16 * kTiles, kSub = 8 * kUnits, kSubspaces = kDim / kSub;
   constexpr int kWidth = kSub < 32 ? kSub : 32, kAtOnce = 32 / kWidth;
-  constexpr int kLoads =
-      kUnits <= 2 ? 32 : 16;  // in flight: the rotation comes from the second level cache
+  // The rotation comes from the second level cache: twice as many elements are in flight.
+  constexpr int kLoads = kUnits <= 2 ? 32 : 16;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int ties = *sh.num_ties;
   float* const mine =
@@ -147,45 +162,78 @@ __device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ 
   for (int first = warp * kAtOnce; first < ties; first += kTensorThreads / 32 * kAtOnce) {
     const int own = first + lane / kWidth;
     const int item = sh.ties[own < ties ? own : first];  // lanes without one repeat the first
-    const int row = item / kSubspaces, s = item % kSubspaces, twist = swizzle(row);
-    const float* x = sh.xs + row * kDim;
+    const int row = item / kSubspaces, s = item % kSubspaces;
+    const float* c = codebook + s * kSub * ksub;
+    // Few centroids are under way before the rotation's chain begins.
+    const bool few = kUnits == 1 && ksub <= 2 * kWidth;
+    float early[2][8];
+    if (few) {
+#pragma unroll
+      for (int l = 0; l < 16; ++l) {
+        const int id = lane % kWidth + l / 8 * kWidth;
+        early[l / 8][l % 8] = __ldg(c + l % 8 * ksub + (id < ksub ? id : 0));
+      }
+    }
     for (int j = lane % kWidth; j < kSub; j += kWidth) {
       const int column = s * kSub + j;
       float v = 0;
       if (rotation == nullptr) {
-        v = x[((column / 4) ^ twist) * 4 + column % 4];
+        const float4 u = residual(row, column & ~3);
+        v = column % 4 == 0 ? u.x : column % 4 == 1 ? u.y : column % 4 == 2 ? u.z : u.w;
       } else {
-        const float* from = rotation + column;
-#pragma unroll 1
-        for (int i = 0; i < kDim; i += kLoads, from += kLoads * kDim) {
-          float r[kLoads];
+        const auto load = [&](int i, float(&r)[kLoads]) {
 #pragma unroll
-          for (int l = 0; l < kLoads; ++l) r[l] = __ldg(from + l * kDim);
+          for (int l = 0; l < kLoads; ++l) r[l] = __ldg(rotation + column + (i + l) * kDim);
+        };
+        const auto add = [&](int i, const float(&r)[kLoads]) {
 #pragma unroll
           for (int l = 0; l < kLoads; l += 4) {
-            const float4 u = *reinterpret_cast<const float4*>(x + (((i + l) / 4) ^ twist) * 4);
+            const float4 u = residual(row, i + l);
             v = fmaf(u.x, r[l], v);
             v = fmaf(u.y, r[l + 1], v);
             v = fmaf(u.z, r[l + 2], v);
             v = fmaf(u.w, r[l + 3], v);
           }
+        };
+        float one[kLoads], two[kLoads];
+        load(0, one);
+#pragma unroll 1
+        for (int i = 0; i < kDim; i += 2 * kLoads) {
+          load(i + kLoads, two);
+          add(i, one);
+          if (i + 2 * kLoads < kDim) load(i + 2 * kLoads, one);
+          add(i + kLoads, two);
         }
       }
       mine[j] = v;
     }
     __syncwarp();
-    const float* c = codebook + s * kSub * ksub;
     unsigned long long best = ~0ull;
-#pragma unroll 2
-    for (int id = lane % kWidth; id < ksub; id += kWidth) {
-      float sum = 0;
-#pragma unroll 16
-      for (int j = 0; j < kSub; ++j) {
-        const float diff = mine[j] - __ldg(c + j * ksub + id);
-        sum = fmaf(diff, diff, sum);
+    if (few) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int id = lane % kWidth + h * kWidth;
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const float diff = mine[j] - early[h][j];
+          sum = fmaf(diff, diff, sum);
+        }
+        const unsigned long long key = id < ksub ? nearest_key(sum, id) : ~0ull;
+        best = key < best ? key : best;
       }
-      const unsigned long long key = nearest_key(sum, id);
-      best = key < best ? key : best;
+    } else {
+#pragma unroll 2
+      for (int id = lane % kWidth; id < ksub; id += kWidth) {
+        float sum = 0;
+#pragma unroll 16
+        for (int j = 0; j < kSub; ++j) {
+          const float diff = mine[j] - __ldg(c + j * ksub + id);
+          sum = fmaf(diff, diff, sum);
+        }
+        const unsigned long long key = nearest_key(sum, id);
+        best = key < best ? key : best;
+      }
     }
 #pragma unroll
     for (int step = kWidth / 2; step > 0; step /= 2) {

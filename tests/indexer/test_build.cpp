@@ -316,7 +316,64 @@ TEST_P(Build, WithACodebookItOnlyEncodes) {
   }
 }
 
+// A prefill may be encoded by other arithmetic than a decode step (tensor cores), to the same
+// bytes: of codes and, through the next lists, of means. Shapes of every bulk kernel, keys with
+// outliers, ties and non-finite values, contiguous and paged.
+class BulkEncode : public BackendTest {};
+
+TEST_P(BulkEncode, GivesTheBytesThatStepsGive) {
+  struct Shape {
+    int dim, m, b, block;
+    bool rotation;
+  };
+  const Shape shapes[] = {{128, 16, 4, 64, true}, {128, 16, 4, 0, true}, {128, 16, 4, 32, true},
+                          {128, 8, 6, 64, true},  {64, 8, 4, 64, true},  {64, 8, 4, 0, true},
+                          {64, 4, 5, 64, true},   {128, 2, 6, 0, false}, {128, 4, 8, 64, false},
+                          {64, 8, 3, 128, true},  {96, 12, 4, 64, true}};
+  std::uint64_t seed = 90;
+  for (const Shape& shape : shapes) {
+    for (const DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
+      for (const Values keys : {Values::gaussian, Values::two_valued, Values::nan, Values::infinite,
+                                Values::huge_cluster}) {
+        const bool raw = dtype == DType::bfloat16 && shape.rotation && shape.m > 4;
+        if (!raw && keys != Values::gaussian) continue;
+        Scenario s;
+        s.backend = GetParam();
+        s.config = small_config();
+        s.config.head_dim = shape.dim;
+        s.config.num_subspaces = shape.m;
+        s.config.bits = shape.b;
+        s.config.block_size = shape.block;
+        s.config.window_size = std::max(s.config.window_size, shape.block);
+        s.config.rotation = shape.rotation;
+        s.config.shared_codebook = true;
+        s.config.mean_dtype = static_cast<DType>(seed % 3);
+        s.config.max_seq_len = 1100;
+        if (seed % 2 == 0) use_pages(&s.config, 64);
+        s.key_dtype = dtype;
+        s.keys = keys;
+        s.seed = ++seed;
+        s.check = false;  // the case table compares steps with the oracle
+        const std::string name = "dim " + std::to_string(shape.dim) + " m " +
+                                 std::to_string(shape.m) + " block " + std::to_string(shape.block) +
+                                 " dtype " + std::to_string(static_cast<int>(dtype)) + " keys " +
+                                 to_string(keys);
+        World built(s), stepped(s);
+        built.set_codebook(-1);
+        stepped.set_codebook(-1);
+        ASSERT_TRUE(built.build(0, 1000).ok()) << name;
+        for (const int n : {301, 302, 640, 1000}) stepped.append(lengths({n}));
+        ASSERT_TRUE(built.codes(0, 1000) == stepped.codes(0, 1000)) << name;
+        ASSERT_TRUE(built.next(lengths({1001})) == stepped.next(lengths({1001}))) << name;
+        ASSERT_EQ(built.error(), "") << name;
+        ASSERT_EQ(stepped.error(), "") << name;
+      }
+    }
+  }
+}
+
 QUARRY_ON_EVERY_ALGORITHM(Build);
+QUARRY_ON_EVERY_BACKEND(BulkEncode);
 
 }  // namespace
 }  // namespace quarry::test

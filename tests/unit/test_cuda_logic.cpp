@@ -223,8 +223,9 @@ TEST(CudaEncodeBound, CoversTheTensorCoresError) {
                                           static_cast<std::uint32_t>(c)));
       error.push_back(double{approximate.back()} - distance);
     }
-    const float gap = safe_gap(kDim, kSub, kBits, static_cast<float>(std::sqrt(whole)),
-                               static_cast<float>(std::sqrt(part)), of);
+    const float gap =
+        safe_gap(kSub, kBits, rotation_loss(kDim) * static_cast<float>(std::sqrt(whole)),
+                 static_cast<float>(std::sqrt(part)), of);
     const auto [least, most] = std::minmax_element(error.begin(), error.end());
     ASSERT_LE(*most - *least, gap);
     std::sort(approximate.begin(), approximate.end());
@@ -232,8 +233,73 @@ TEST(CudaEncodeBound, CoversTheTensorCoresError) {
   }
   EXPECT_LT(ties, kTrials / 10);
   // What may overflow is never proven.
-  EXPECT_EQ(safe_gap(kDim, kSub, kBits, 1, 1e19f, of), INFINITY);
-  EXPECT_EQ(safe_gap(kDim, kSub, kBits, 1, NAN, of), INFINITY);
+  EXPECT_EQ(safe_gap(kSub, kBits, rotation_loss(kDim), 1e19f, of), INFINITY);
+  EXPECT_EQ(safe_gap(kSub, kBits, rotation_loss(kDim), NAN, of), INFINITY);
+}
+
+// Keys multiplied as they are, the mean's product subtracted after: no coordinate is further
+// from the contract's than raw_rotation_loss() says, however large the mean beside the residual.
+TEST(CudaEncodeBound, CoversKeysMultipliedAsTheyAre) {
+  constexpr int kDim = 128;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  const auto bfloat16 = [](float v) { return bfloat16_to_float(float_to_bfloat16(v)); };
+  // sum + a . b, 16 terms at a time, as an mma truncates.
+  const auto product = [](const std::vector<float>& a, const std::vector<float>& b, float sum) {
+    for (int first = 0; first < kDim; first += 16) {
+      double step = sum;
+      for (std::size_t i = 0; i < 16; ++i) {
+        const std::size_t at = static_cast<std::size_t>(first) + i;
+        step += double{a[at]} * b[at];
+      }
+      sum = static_cast<float>(step);
+      if (std::abs(double{sum}) > std::abs(step)) sum = std::nextafter(sum, 0.0f);
+    }
+    return sum;
+  };
+  double worst = 0;
+  for (int trial = 0; trial < 2000; ++trial) {
+    std::vector<float> key(kDim), mean(kDim), column(kDim), high(kDim), low(kDim);
+    std::vector<float> parts[3] = {mean, mean, mean};
+    const float scale = trial % 3 == 0 ? 0.1f : trial % 3 == 1 ? 1.0f : 20.0f;
+    double key_norm = 0, mean_norm = 0, column_norm = 0;
+    float exact = 0;
+    for (std::size_t i = 0; i < kDim; ++i) {
+      mean[i] = scale * normal(random);
+      key[i] = bfloat16(mean[i] + normal(random));
+      column[i] = normal(random);
+      high[i] = bfloat16(column[i]), low[i] = bfloat16(column[i] - high[i]);
+      parts[0][i] = bfloat16(mean[i]), parts[1][i] = bfloat16(mean[i] - parts[0][i]);
+      parts[2][i] = bfloat16(mean[i] - parts[0][i] - parts[1][i]);
+      const float residual = key[i] - mean[i];
+      exact = std::fma(residual, column[i], exact);
+      key_norm += double{key[i]} * key[i], mean_norm += double{mean[i]} * mean[i];
+      column_norm += double{column[i]} * column[i];
+    }
+    float rotated_mean = 0;
+    for (const std::vector<float>& part : parts) {
+      rotated_mean += product(part, high, 0) + product(part, low, 0);
+    }
+    const float fast = product(key, high, product(key, low, 0)) - rotated_mean;
+    const double norms = std::sqrt(key_norm) + std::sqrt(mean_norm);
+    const double off = std::abs(double{fast} - exact) / (norms * std::sqrt(column_norm));
+    worst = std::max(worst, off);
+    ASSERT_LE(off, raw_rotation_loss(kDim));
+  }
+  EXPECT_GT(worst, raw_rotation_loss(kDim) / 1000);  // the bound is of the error's kind
+  EXPECT_LT(raw_rotation_loss(kDim), rotation_loss(kDim) / 2);
+
+  // Squares summed in bfloat16, two a step: at least what kRawNorm allows for.
+  for (int trial = 0; trial < 2000; ++trial) {
+    float sum = 0;
+    double whole = 0;
+    for (int i = 0; i < kDim / 8; ++i) {
+      const float v = bfloat16(std::exp(normal(random)) * normal(random));
+      sum = bfloat16(std::fma(v, v, sum));
+      whole += double{v} * v;
+    }
+    ASSERT_GE(double{kRawNorm} * std::sqrt(double{sum}), 1.002 * std::sqrt(whole));
+  }
 }
 
 }  // namespace
