@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   wait_for_predecessor();
   let_successor_start();
   const SequenceState st = p.step.states[b];
-  encode_share(p, shape, st, b, head, share, shape.shares, 0, INT32_MAX, memory);
+  encode_share<2>(p, shape, st, b, head, share, shape.shares, 0, INT32_MAX, memory);
 }
 
 }  // namespace

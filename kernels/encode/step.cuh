@@ -53,12 +53,15 @@ __device__ inline SequenceState plan_sequence(const EncodeParams& p, std::int32_
 /// with shares = shape.shares do a usual step at once; any number does any step. Whole tiles
 /// are encoded: two thread blocks may write the same bytes to the same place.
 /// shared_memory: shape.shared_bytes of the kernel's shared memory, aligned to 16 bytes.
+/// kRows: keys a thread rotates at once, where there are many; two take half the reads of shared
+/// memory and 30 registers more.
 /// Inlined, since it reads much of p and shape: let them be the kernel's own parameters.
 /// All threads of the block call it with the same arguments; blockDim.x is a multiple of 32,
 /// at most 1024. Needs no barrier before (shared_memory must not be in use); ends with one
 /// where it has encoded anything: shared_memory is free again, and what was written to the
 /// index is seen by the whole thread block (other thread blocks: a fence and a flag, or the
 /// kernel's end). A sequence that is inactive or not built is left as it is.
+template <int kRows = 1>
 __device__ __forceinline__ void encode_share(const EncodeParams& p, const StepShape& shape,
                                              const SequenceState& st, std::int32_t b,
                                              std::int32_t head, std::int32_t share,
@@ -86,9 +89,7 @@ __device__ __forceinline__ void encode_share(const EncodeParams& p, const StepSh
     if (it.group != group) tables.stage(ix, shape, sh);
     tables.use_staged(shape, sh);
     if (it.tile_id != tile_id || (it.group != group && !rotates)) {
-      for_dtype(p.keys.dtype, [&](auto element) {
-        load_step_keys<decltype(element)>(source, tile, first / 8, end / 8, sh.xs);
-      });
+      load_step_keys(source, tile, first, end, sh.xs);
       if (blocks) {
         __syncthreads();
         step_means(source, shape.tiling, tile, first, end, sh.xs, sh.means);
@@ -110,8 +111,8 @@ __device__ __forceinline__ void encode_share(const EncodeParams& p, const StepSh
         sh.xs + it.first_row * stride + own, stride, nullptr, tables.codebook, rows, subspaces};
     if (rotates) {
       const float* xs = sh.xs + it.first_row * stride;
-      if (rows >= 16) {
-        rotate_columns<2, 4>(tables, d, rows, xs, sh.ys);
+      if (kRows > 1 && rows >= 16) {
+        rotate_columns<kRows, 4>(tables, d, rows, xs, sh.ys);
       } else {
         rotate_columns<1, 4>(tables, d, rows, xs, sh.ys);
       }

@@ -68,84 +68,99 @@ struct StepTables {
   }
 };
 
-/// Chunks [first_chunk, end_chunk) of eight elements of the tile's rows; zeros where a page is
-/// out of range. Addresses, loads and conversions in turn, each for several rows: a loop of
-/// load8() would wait for every row.
-template <typename E>
-__device__ void load_step_keys(const KeySource& source, const Tile& tile, int first_chunk,
-                               int end_chunk, float* xs) {
-  using Bits = typename E::Bits;
-  constexpr int kBatch = 4, kWords = static_cast<int>(sizeof(Bits)) / 2;
-  const int chunks = end_chunk - first_chunk, total = tile.count * chunks;
+/// An element of any type, widened. A step's code is not made once a type: it is inlined into
+/// kernels that have other things to do.
+__device__ __forceinline__ float load_any(const void* data, DType dtype, std::int64_t at) {
+  if (dtype == DType::float32) return __ldg(static_cast<const float*>(data) + at);
+  const std::uint16_t bits = __ldg(static_cast<const std::uint16_t*>(data) + at);
+  return dtype == DType::float16 ? Float16::widen(bits) : BFloat16::widen(bits);
+}
+
+/// Columns [first, end), multiples of eight, of the tile's rows; zeros where a page is out of
+/// range. Addresses, loads and conversions in turn, each for several pieces of 16 bytes: one
+/// after the other, every piece would wait.
+__device__ __forceinline__ void load_step_keys(const KeySource& source, const Tile& tile,
+                                               int first_column, int end_column, float* xs) {
+  constexpr int kBatch = 4;
   const IndexView& ix = source.ix;
+  const DType dtype = source.keys.dtype;
+  const bool four = dtype == DType::float32;
+  const int each = source.wide ? (four ? 4 : 8) : 1, size = four ? 4 : 2;  // elements, bytes
+  const int pieces = (end_column - first_column) / each, total = tile.count * pieces;
   const int threads = static_cast<int>(blockDim.x), stride = tile_stride(ix.head_dim);
   for (int first = static_cast<int>(threadIdx.x); first < total; first += kBatch * threads) {
     // Not page_of(): its check would wait for each entry.
     std::int32_t page[kBatch];
-    if (source.table == nullptr) {
 #pragma unroll
-      for (int l = 0; l < kBatch; ++l) page[l] = source.slot;
-    } else {
-#pragma unroll
-      for (int l = 0; l < kBatch; ++l) {
-        const int item = first + l * threads;
-        const std::int32_t position = tile.first + (item < total ? item / chunks : 0);
-        page[l] = __ldg(source.table + position / ix.page_size);
-      }
+    for (int l = 0; l < kBatch; ++l) {
+      const int item = first + l * threads;
+      const std::int32_t position = tile.first + (item < total ? item / pieces : 0);
+      page[l] = source.slot;
+      if (source.table != nullptr) page[l] = __ldg(source.table + position / ix.page_size);
     }
-    const Bits* from[kBatch];
+    const unsigned char* from[kBatch];
 #pragma unroll
     for (int l = 0; l < kBatch; ++l) {
       const int item = first + l * threads;
       const std::int64_t at =
-          key_offset(ix, source.keys, page[l], source.head, tile.first + item / chunks);
-      from[l] =
-          item < total && page[l] >= 0 && page[l] < ix.num_pages
-              ? static_cast<const Bits*>(source.keys.data) + at + (first_chunk + item % chunks) * 8
-              : nullptr;
+          key_offset(ix, source.keys, page[l], source.head, tile.first + item / pieces) +
+          first_column + item % pieces * each;
+      const bool there = item < total && page[l] >= 0 && page[l] < ix.num_pages;
+      from[l] = there ? static_cast<const unsigned char*>(source.keys.data) + at * size : nullptr;
     }
-    float v[kBatch][8] = {};
-    if (source.wide) {
-      uint4 word[kBatch][kWords];
+    uint4 word[kBatch];
 #pragma unroll
-      for (int l = 0; l < kBatch; ++l) {
-#pragma unroll
-        for (int w = 0; w < kWords; ++w) {
-          word[l][w] = make_uint4(0, 0, 0, 0);
-          if (from[l] != nullptr) word[l][w] = __ldg(reinterpret_cast<const uint4*>(from[l]) + w);
-        }
-      }
-#pragma unroll
-      for (int l = 0; l < kBatch; ++l) {
-#pragma unroll
-        for (int w = 0; w < kWords; ++w) {
-          const std::uint32_t half[4] = {word[l][w].x, word[l][w].y, word[l][w].z, word[l][w].w};
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            if constexpr (kWords == 2) {
-              v[l][w * 4 + i] = __uint_as_float(half[i]);
-            } else {
-              v[l][2 * i] = E::widen(static_cast<std::uint16_t>(half[i]));
-              v[l][2 * i + 1] = E::widen(static_cast<std::uint16_t>(half[i] >> 16));
-            }
-          }
-        }
-      }
-    } else {
-#pragma unroll
-      for (int l = 0; l < kBatch; ++l) {
-        if (from[l] != nullptr) load8<E>(from[l], false, v[l]);
+    for (int l = 0; l < kBatch; ++l) {
+      word[l] = make_uint4(0, 0, 0, 0);
+      if (from[l] == nullptr) continue;
+      if (source.wide) {
+        word[l] = __ldg(reinterpret_cast<const uint4*>(from[l]));
+      } else if (four) {
+        word[l].x = __ldg(reinterpret_cast<const std::uint32_t*>(from[l]));
+      } else {
+        word[l].x = __ldg(reinterpret_cast<const std::uint16_t*>(from[l]));
       }
     }
 #pragma unroll
     for (int l = 0; l < kBatch; ++l) {
       const int item = first + l * threads;
       if (item >= total) break;
-      float* to = xs + item / chunks * stride + (first_chunk + item % chunks) * 8;
-      *reinterpret_cast<float4*>(to) = make_float4(v[l][0], v[l][1], v[l][2], v[l][3]);
-      *reinterpret_cast<float4*>(to + 4) = make_float4(v[l][4], v[l][5], v[l][6], v[l][7]);
+      float* to = xs + item / pieces * stride + first_column + item % pieces * each;
+      const std::uint32_t w[4] = {word[l].x, word[l].y, word[l].z, word[l].w};
+      float v[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const auto bits = static_cast<std::uint16_t>(w[i / 2] >> i % 2 * 16);
+        v[i] = four                      ? __uint_as_float(w[i % 4])
+               : dtype == DType::float16 ? Float16::widen(bits)
+                                         : BFloat16::widen(bits);
+      }
+      if (!source.wide) {
+        *to = v[0];
+        continue;
+      }
+      *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+      if (!four) *reinterpret_cast<float4*>(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
     }
   }
+}
+
+/// mean_from_cache() of tile.cuh.
+__device__ __forceinline__ float step_mean_from_cache(const KeySource& source, std::int32_t first,
+                                                      std::int32_t last, int j) {
+  const IndexView& ix = source.ix;
+  float sum = 0;
+#pragma unroll 4
+  for (std::int32_t p = first; p <= last; ++p) {
+    const std::int64_t page = page_of(ix, source.table, source.slot, p);
+    float v = 0;
+    if (page >= 0) {
+      v = load_any(source.keys.data, source.keys.dtype,
+                   key_offset(ix, source.keys, page, source.head, p) + j);
+    }
+    sum += v;
+  }
+  return rounded(sum / static_cast<float>(last - first + 1), ix.mean_dtype);
 }
 
 /// Columns [first, end) of the means of the tile's blocks, from its keys before any became a
@@ -162,9 +177,7 @@ __device__ inline void step_means(const KeySource& source, const Tiling& tiling,
     const std::int32_t from = start < ix.encode_from ? ix.encode_from : start;
     float mean = 0;
     if (bs > tiling.keys) {
-      for_dtype(source.keys.dtype, [&](auto element) {
-        mean = mean_from_cache<decltype(element)>(source, from, last, j);
-      });
+      mean = step_mean_from_cache(source, from, last, j);
     } else {
       const float* x = xs + (from - tile.first) * stride + j;
 #pragma unroll 16
