@@ -4,6 +4,7 @@
 // other whose thread blocks take a share of it.
 #pragma once
 
+#include "encode/step_nearest.cuh"
 #include "encode/step_shape.h"
 #include "encode/step_tile.cuh"
 
