@@ -41,19 +41,19 @@ __device__ __forceinline__ void load_piece(const typename E::Bits* __restrict__ 
 }
 
 /// Scores of entries first + u * groups + group, u < kKeysAtOnce, of one row, below `count`:
-/// `lanes` neighbouring threads share a key, `group` tells which. position_of(entry) names the
-/// key, store(entry, score) takes its score. The order of a key's sum is fixed by head_dim and
-/// dtype alone: lane l takes elements l * piece .. + piece - 1, then those lanes * piece further
-/// (kPieces times at most), by fma; then lanes lanes/2, .., 1 apart are added. All lanes of a
-/// warp call it.
-template <typename E, int kPieces, typename PositionOf, typename Store>
+/// `lanes` neighbouring threads share a key, `group` tells which. query_at(i) is element i of the
+/// query, position_of(entry) names the key, store(entry, score) takes its score. The order of a
+/// key's sum is fixed by head_dim and dtype alone: lane l takes elements l * piece .. + piece - 1,
+/// then those lanes * piece further (kPieces times at most), by fma; then lanes lanes/2, .., 1
+/// apart are added. All lanes of a warp call it.
+template <typename E, int kPieces, typename QueryAt, typename PositionOf, typename Store>
 __device__ __forceinline__ void exact_scores(const IndexView& ix, const KeyView& keys,
-                                             const QueryView& queries, std::int64_t query_base,
-                                             const std::int32_t* table_row, std::int32_t slot,
-                                             std::int32_t kv, bool wide, std::int32_t lanes,
-                                             std::int32_t groups, std::int32_t group,
-                                             std::int32_t first, std::int32_t count,
-                                             PositionOf position_of, Store store) {
+                                             QueryAt query_at, const std::int32_t* table_row,
+                                             std::int32_t slot, std::int32_t kv, bool wide,
+                                             std::int32_t lanes, std::int32_t groups,
+                                             std::int32_t group, std::int32_t first,
+                                             std::int32_t count, PositionOf position_of,
+                                             Store store) {
   constexpr unsigned kAll = 0xffffffffu;
   constexpr int kSize = kPiece<E>;
   const std::int32_t lane = static_cast<std::int32_t>(threadIdx.x) % lanes;
@@ -75,7 +75,7 @@ __device__ __forceinline__ void exact_scores(const IndexView& ix, const KeyView&
     for (int u = 0; u < kKeysAtOnce; ++u) load_piece<E>(key[u] + at, wide, x[u]);
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
-      const float q = load_element(queries.data, queries.dtype, query_base + at + e);
+      const float q = query_at(at + e);
 #pragma unroll
       for (int u = 0; u < kKeysAtOnce; ++u) acc[u] = fmaf(q, x[u][e], acc[u]);
     }

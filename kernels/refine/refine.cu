@@ -34,8 +34,10 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t query_base =
       b * p.queries.batch_stride + t * p.queries.token_stride + head * p.queries.head_stride;
   exact_scores<E, kPieces>(
-      ix, p.keys, p.queries, query_base, block_table_row(p.step, b), slot, head / ix.group_size,
-      wide, lanes, groups, static_cast<std::int32_t>(threadIdx.x) / lanes, first, count,
+      ix, p.keys,
+      [&](std::int32_t i) { return load_element(p.queries.data, p.queries.dtype, query_base + i); },
+      block_table_row(p.step, b), slot, head / ix.group_size, wide, lanes, groups,
+      static_cast<std::int32_t>(threadIdx.x) / lanes, first, count,
       [&](std::int32_t entry) { return p.shortlist[row * p.shortlist_stride + entry]; },
       [&](std::int32_t entry, float score) { p.scores[row * p.shortlist_stride + entry] = score; });
 }

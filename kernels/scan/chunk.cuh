@@ -8,9 +8,7 @@
 
 #include <cstdint>
 
-#include "encode/step.cuh"
 #include "scan/launches.h"
-#include "scan/pivot.cuh"
 #include "scan/plan.h"
 #include "scan/quantize.cuh"
 #include "select/threshold.cuh"
@@ -21,18 +19,23 @@ namespace quarry::cuda {
 template <int kHeads>
 struct ChunkShared {
   using Entry = typename Packed<kHeads>::Entry;
-  float* lut;                   ///< [m][kHeads][kStride]; before that, rotation works here
+  float* lut;                   ///< [m][kHeads][kStride]
   Entry* tables;                ///< [m][kStride]
   std::uint32_t *lows, *highs;  ///< [m][kHeads]
   float *query, *rotated;       ///< [kHeads][d]; one and the same without a rotation
   float* bias;                  ///< [blocks][kHeads]
   Entry* packed_bias;           ///< [blocks]
-  std::uint32_t* samples;       ///< [kHeads][samples], before the candidates
+  Entry* kept;                  ///< [blocks]: all ones in the fields of biases that are no NaN
+  Entry* sums;                  ///< [chunk]
   std::uint16_t* found;         ///< [kHeads][capacity]: candidates, from the chunk's begin
-  std::int32_t* bins;           ///< [kHeads][kPivotBins]
-  unsigned char* storage;       ///< the same, for the exact search
+  std::uint32_t* bins;          ///< [kHeads][scan_bins()]: of this block
+  // In the place of what comes later, or is over:
+  float* rotation;          ///< kScanRotationFloats, before the sums
+  std::uint32_t* all_bins;  ///< of the cluster, before anything is found
+  unsigned char* storage;   ///< kChunkSearchBytes, after the sums
 
-  __device__ ChunkShared(unsigned char* base, const ScanSizes& sizes, const IndexView& ix) {
+  __device__ ChunkShared(unsigned char* base, const ScanSizes& sizes, const IndexView& ix,
+                         std::int32_t blocks) {
     const auto take = [&](std::int64_t bytes) {
       unsigned char* const here = base;
       base += bytes;
@@ -46,10 +49,13 @@ struct ChunkShared {
     rotated = ix.rotated ? query + kHeads * ix.head_dim : query;
     bias = reinterpret_cast<float*>(take(sizes.biases));
     packed_bias = reinterpret_cast<Entry*>(take(sizes.packed_biases));
-    samples = reinterpret_cast<std::uint32_t*>(take(sizes.candidates));
-    found = reinterpret_cast<std::uint16_t*>(samples);
-    storage = take(sizes.bins);
-    bins = reinterpret_cast<std::int32_t*>(storage);
+    kept = packed_bias + blocks;
+    storage = take(sizes.sums);
+    sums = reinterpret_cast<Entry*>(storage);
+    rotation = reinterpret_cast<float*>(storage);
+    found = reinterpret_cast<std::uint16_t*>(take(sizes.found));
+    all_bins = reinterpret_cast<std::uint32_t*>(found);
+    bins = reinterpret_cast<std::uint32_t*>(base);
   }
 };
 
@@ -108,21 +114,20 @@ __device__ __noinline__ std::uint32_t chunk_key(const Chunk& chunk, const float*
 
 /// The chunk's own best `k` (or all, where there are fewer) of head h, whatever their
 /// distribution, to `out`: by radix search over scores that are computed anew in every pass.
-/// The way out for a pivot that let too many or too few pass. All threads call it, after a
-/// barrier; ends with one. Returns how many of them reach `pivot_key`.
+/// The way out where so many sums reach the threshold that there is no room for them. All
+/// threads call it, after a barrier; ends with one. Returns how many there are.
 template <int kAllHeads, int kStride>
 __device__ __noinline__ std::int32_t select_chunk(const Chunk& chunk, const float* lut,
                                                   const float* bias, std::int32_t h, std::int32_t k,
-                                                  std::uint32_t pivot_key, unsigned char* storage,
-                                                  Candidate* out, std::int32_t* out_count) {
+                                                  unsigned char* storage, Candidate* out) {
   using Search = ThresholdSearch<kScanThreads>;
   using Scan = cub::BlockScan<std::int32_t, kScanThreads, cub::BLOCK_SCAN_WARP_SCANS>;
   struct Storage {
     typename Search::Storage search;
     typename Scan::TempStorage scan;
-    std::int32_t taken, reached;
+    std::int32_t taken;
   };
-  static_assert(sizeof(Storage) <= 16384);
+  static_assert(sizeof(Storage) <= kChunkSearchBytes);
   Storage& st = *reinterpret_cast<Storage*>(storage);
   const auto tid = static_cast<std::int32_t>(threadIdx.x);
   const std::int32_t n = chunk.high - chunk.low;
@@ -130,11 +135,12 @@ __device__ __noinline__ std::int32_t select_chunk(const Chunk& chunk, const floa
     return chunk_key<kAllHeads, kStride>(chunk, lut + h * kStride, bias + h, chunk.low + i);
   };
   k = min(k, n);
-  if (tid == 0) st.taken = st.reached = 0;
+  if (tid == 0) st.taken = 0;
   Threshold at{0, 0, 0};
   if (k < n) at = Search::find(st.search, key_at, n, k, 0);
   __syncthreads();
   std::int32_t equal = 0;
+#pragma unroll 1
   for (std::int32_t first = 0; first < n; first += kScanThreads) {
     const std::int32_t i = first + tid;
     const std::uint32_t key = i < n ? key_at(i) : 0;
@@ -144,15 +150,13 @@ __device__ __noinline__ std::int32_t select_chunk(const Chunk& chunk, const floa
     Scan(st.scan).ExclusiveSum(is_equal ? 1 : 0, before, total);
     if (is_above || (is_equal && equal + before < at.quota)) {
       out[atomicAdd(&st.taken, 1)] = {key, chunk.low + i};
-      if (key >= pivot_key) atomicAdd(&st.reached, 1);
     }
     equal += total;
     __syncthreads();  // the scan's storage is used again
   }
-  if (tid == 0) *out_count = st.taken;
-  const std::int32_t reached = st.reached;
+  const std::int32_t taken = st.taken;
   __syncthreads();
-  return reached;
+  return taken;
 }
 
 }  // namespace quarry::cuda

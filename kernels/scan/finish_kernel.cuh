@@ -34,6 +34,7 @@ struct FinishShared {
   std::int32_t* shortlist;  ///< [select]
   std::uint32_t* exact;     ///< [select]: selection keys of exact scores; only with refine
   std::int32_t* heavy;      ///< [heavy_size]; the shortlist itself without refine
+  float* query;             ///< [d]; only with refine
   std::uint32_t* marks;     ///< bits
   std::uint32_t* keys;      ///< [kCachedCandidates]
   std::int32_t* positions;  ///< [kCachedCandidates]
@@ -52,6 +53,7 @@ struct FinishShared {
     shortlist = reinterpret_cast<std::int32_t*>(take(select));
     exact = reinterpret_cast<std::uint32_t*>(take(refines ? select : 0));
     heavy = refines ? reinterpret_cast<std::int32_t*>(take(ix.heavy_size)) : shortlist;
+    query = reinterpret_cast<float*>(take(refines ? ix.head_dim : 0));
     marks = reinterpret_cast<std::uint32_t*>(take(range / 32 + 1));
     keys = reinterpret_cast<std::uint32_t*>(take(kCachedCandidates));
     positions = reinterpret_cast<std::int32_t*>(take(kCachedCandidates));
@@ -151,6 +153,9 @@ __global__ void __launch_bounds__(kFinishThreads)
   }
 
   const FinishShared sh(memory, ix, p.chunks, p.select);
+  if constexpr (kPieces > 0) {  // barriers follow before it is read
+    load_queries<1>(p.queries, b, t, head, 1, ix.head_dim, sh.query);
+  }
   std::int32_t heavy_count = 0;
   if (state.kind == RowKind::sparse) {  // the same for the whole cluster
     const std::int32_t* counts = p.counts + row * p.chunks;
@@ -173,14 +178,12 @@ __global__ void __launch_bounds__(kFinishThreads)
       const std::int32_t share = (count + place.blocks - 1) / place.blocks;
       const std::int32_t from = min(place.rank * share, count), to = min(from + share, count);
       const std::int32_t groups = kFinishThreads / p.lanes;
-      const std::int64_t query_base =
-          b * p.queries.batch_stride + t * p.queries.token_stride + head * p.queries.head_stride;
       cluster_arrive(place);  // the others' shared memory is there to write to
       cluster_wait(place);
       for (std::int32_t first = from; first < to; first += groups * kKeysAtOnce) {
         exact_scores<E, kPieces>(
-            ix, p.keys, p.queries, query_base, block_table_row(step, b), st.slot,
-            head / ix.group_size, p.wide, p.lanes, groups, tid / p.lanes, first, to,
+            ix, p.keys, [&](std::int32_t i) { return sh.query[i]; }, block_table_row(step, b),
+            st.slot, head / ix.group_size, p.wide, p.lanes, groups, tid / p.lanes, first, to,
             [&](std::int32_t i) { return state.first + sh.shortlist[i]; },
             [&](std::int32_t i, float score) {
               const float key = bits_to_float(selection_key(score));

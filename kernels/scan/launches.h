@@ -4,21 +4,18 @@
 #pragma once
 
 #include "backend.h"
-#include "encode/step_shape.h"
 #include "scan/plan.h"
 
 namespace quarry::cuda {
 
-/// Kernel parameters of the first of scan's two kernels.
 struct ChunkParams {
-  EncodeParams encode;
+  IndexView index;
+  StepView step;
   QueryView queries;
   ScanPlan plan;
   ScanSizes sizes;
-  StepShape step_shape;
-  std::int32_t encode_blocks;  ///< thread blocks 0 .. encode_blocks-1 encode, the others scan
-  std::int32_t* counts;        ///< [rows][chunks]
-  Candidate* candidates;       ///< [rows][chunks][capacity]
+  std::int32_t* counts;   ///< [rows][chunks]
+  Candidate* candidates;  ///< [rows][chunks][capacity]
 };
 
 Status launch_chunks_16(const ChunkParams& p, const Launch& launch);

@@ -11,8 +11,9 @@
 // where magnitude = sum of the largest |LUT[s][c]| and |bias|: half a unit for each rounded
 // entry; for the float32 operations of the contract's sum and of `base`, 2^-24 of at most
 // `magnitude` each; the roundings of the differences and of the products with scale stay below
-// a unit. Hence score >= pivot implies A >= (pivot - base) * scale - off. Where an entry or the
-// range is not finite there is no bound, and everything passes on to the exact test.
+// a unit. So where r * K candidates have sums of at least T, the best r * K scores all have sums
+// of at least T - 2 off. Where an entry or the range is not finite there is no bound: the sums
+// are 0 and everything passes on to the exact test.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -89,11 +90,10 @@ QUARRY_HD inline ScanScale scan_scale(float base, float range, float magnitude, 
   return s;
 }
 
-/// Least A of a key whose score is at least `pivot`.
-QUARRY_HD inline std::uint32_t scan_threshold(const ScanScale& s, float pivot) {
-  const float a = floorf((pivot - s.base) * s.scale - s.off);
-  if (!(s.scale > 0.0f) || !(a > 0.0f)) return 0;
-  return a < 32767.0f ? static_cast<std::uint32_t>(a) : 32767u;
+/// Least sum that one of the best can have, where as many as are wanted reach `sum`.
+QUARRY_HD inline std::uint32_t scan_threshold(const ScanScale& s, std::uint32_t sum) {
+  const float least = static_cast<float>(sum) - 2.0f * s.off - 1.0f;
+  return s.scale > 0.0f && least > 0.0f ? static_cast<std::uint32_t>(least) : 0u;
 }
 
 QUARRY_HD inline std::uint32_t scan_field(float value, float low, float scale) {
@@ -124,23 +124,20 @@ __device__ __forceinline__ void table_ranges(const IndexView& ix, const float* l
   }
 }
 
-/// scales[h] from the ranges and the biases [blocks][kHeads]; bias_lows[h] too. Warp h takes
-/// head h.
+/// scales[h] from the ranges and from what the biases of each of the cluster's blocks span,
+/// [cluster][2][kHeads] (low, high; high 0: none); bias_lows[h] too. Warp h takes head h.
 template <int kHeads>
 __device__ __forceinline__ void make_scales(const IndexView& ix, const std::uint32_t* lows,
-                                            const std::uint32_t* highs, const float* bias,
-                                            int blocks, ScanScale* scales, float* bias_lows) {
+                                            const std::uint32_t* highs,
+                                            const std::uint32_t* bias_ranges, int cluster,
+                                            ScanScale* scales, float* bias_lows) {
   constexpr unsigned kAll = 0xffffffffu;
   const auto lane = static_cast<int>(threadIdx.x) % 32, h = static_cast<int>(threadIdx.x) / 32;
   if (h >= kHeads) return;
-  std::uint32_t low = 0xffffffffu, high = 0;
-  for (int i = lane; i < blocks; i += 32) {
-    const std::uint32_t key = selection_key(bias[i * kHeads + h]);
-    low = min(low, key == 0 ? 0xffffffffu : key);  // a NaN bias makes no score that counts
-    high = max(high, key);
-  }
-  low = __reduce_min_sync(kAll, low);
-  high = __reduce_max_sync(kAll, high);
+  const bool one = lane < cluster;
+  const std::uint32_t* own = bias_ranges + (one ? lane : 0) * 2 * kHeads + h;
+  const std::uint32_t low = __reduce_min_sync(kAll, own[0]);
+  const std::uint32_t high = __reduce_max_sync(kAll, own[kHeads]);
   const float bias_low = high == 0 ? 0.0f : score_of_key(low);
   const float bias_high = high == 0 ? 0.0f : score_of_key(high);
   float base = 0.0f, range = 0.0f, magnitude = 0.0f;
@@ -163,14 +160,14 @@ __device__ __forceinline__ void make_scales(const IndexView& ix, const std::uint
   bias_lows[h] = bias_low;
 }
 
-/// Tables [m][kStride] and biases [blocks] of packed entries. By all threads.
+/// Tables [m][kStride] and biases [blocks] of packed entries; kept[block]: all ones in the
+/// fields of heads whose bias is a number, since a NaN bias makes no score that counts. By all
+/// threads.
 template <int kHeads, int kStride>
-__device__ __forceinline__ void pack_tables(const IndexView& ix, const float* lut,
-                                            const std::uint32_t* lows, const float* bias,
-                                            int blocks, const ScanScale* scales,
-                                            const float* bias_lows,
-                                            typename Packed<kHeads>::Entry* tables,
-                                            typename Packed<kHeads>::Entry* packed_bias) {
+__device__ __forceinline__ void pack_tables(
+    const IndexView& ix, const float* lut, const std::uint32_t* lows, const float* bias, int blocks,
+    const ScanScale* scales, const float* bias_lows, typename Packed<kHeads>::Entry* tables,
+    typename Packed<kHeads>::Entry* packed_bias, typename Packed<kHeads>::Entry* kept) {
   std::uint32_t field[kHeads];
   for (auto e = static_cast<int>(threadIdx.x); e < ix.num_subspaces << ix.bits;
        e += static_cast<int>(blockDim.x)) {
@@ -188,6 +185,12 @@ __device__ __forceinline__ void pack_tables(const IndexView& ix, const float* lu
       field[h] = scan_field(bias[i * kHeads + h], bias_lows[h], scales[h].scale);
     }
     packed_bias[i] = packed<kHeads>(field);
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const float b = bias[i * kHeads + h];
+      field[h] = b == b ? 0xffffu : 0u;
+    }
+    kept[i] = packed<kHeads>(field);
   }
 }
 

@@ -118,6 +118,15 @@ __device__ __forceinline__ void store_to_block(const ClusterPlace& place, float*
   *p = value;
 }
 
+__device__ __forceinline__ std::uint32_t load_from_block(const ClusterPlace& place,
+                                                         const std::uint32_t* p,
+                                                         std::int32_t rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (place.blocks > 1) p = cooperative_groups::this_cluster().map_shared_rank(p, rank);
+#endif
+  return *p;
+}
+
 /// Shared memory that rotate_queries() works in.
 constexpr std::int32_t kRotationFloats = 4096;
 
