@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Algorithm scan: a whole step in two kernels, and beside the first of them, on multiprocessors
-// that it leaves free, the step's encoding.
+// Algorithm scan: a whole step in two kernels.
 #include "scan/scan.h"
 
-#include "encode/encode.h"
+#include "encode/step.cuh"
 #include "scan/launches.h"
 
 namespace quarry::cuda {
@@ -19,14 +18,26 @@ std::size_t scan_scratch_bytes(const IndexView& ix, std::int32_t batch_size,
 }
 
 Status scan(const ScanParams& p, const Launch& launch) noexcept {
-  const ScanPlan plan = scan_plan(p.index, p.step.batch_size, p.step.query_tokens);
+  const IndexView& ix = p.index;
+  const ScanPlan plan = scan_plan(ix, p.step.batch_size, p.step.query_tokens);
   const ScanScratch scratch(p.backend_scratch, plan, p.emit.num_rows);
-  if (Status s = encode_beside({p.index, p.step, p.keys}, launch); !s.ok()) return s;
-  ChunkParams chunks{
-      p.index,           p.step, p.queries, plan, scan_sizes(p.index, plan), scratch.counts,
-      scratch.candidates};
+  ChunkParams chunks{};
+  chunks.encode = {ix, p.step, p.keys};
+  chunks.step_shape = step_shape(chunks.encode);
+  chunks.queries = p.queries;
+  chunks.plan = plan;
   // Clusters came with 9.0; before, a thread block is one.
   if (launch.compute_capability < 90) chunks.plan.cluster = 1;
+  chunks.sizes = scan_sizes(ix, plan);
+  chunks.mean_bytes = ix.head_dim * dtype_size(ix.mean_dtype);
+  chunks.counts = scratch.counts;
+  chunks.candidates = scratch.candidates;
+  const std::int64_t cluster = chunks.plan.cluster;
+  const std::int64_t encode_blocks =
+      (std::int64_t{p.step.batch_size} * ix.num_kv_heads * chunks.step_shape.shares + cluster - 1) /
+      cluster * cluster;
+  if (encode_blocks > 0x3fffffff) return too_many_blocks("encode", encode_blocks);
+  chunks.encode_blocks = static_cast<std::int32_t>(encode_blocks);
   const Status s = plan.stride == 16   ? launch_chunks_16(chunks, launch)
                    : plan.stride == 64 ? launch_chunks_64(chunks, launch)
                                        : launch_chunks_256(chunks, launch);
