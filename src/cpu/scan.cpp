@@ -166,7 +166,7 @@ std::size_t scan_scratch_bytes(const IndexView& index, std::int32_t batch_size,
   Arena arena;
   const Scratch scratch(arena, index, layout, batch_size, query_tokens);
   // More than any Arena has, so that it is refused there.
-  return arena.overflowed() ? std::size_t{1} << 63 >> 1 : arena.bytes();
+  return arena.overflowed() ? (std::size_t{1} << 62) + 1 : arena.bytes();
 }
 
 Status scan(const ScanParams& p, const Launch& launch) noexcept {
