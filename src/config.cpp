@@ -98,6 +98,14 @@ Status check_served(const IndexerConfig& c) {
   return {};
 }
 
+/// Whether `automatic` takes a scan that serves the configuration (docs/design.md). On the CPU it
+/// does not where scan's filter would never be used: pages without whole tiles of 16 keys, or a
+/// heavy part (r * K) of more than an eighth of the longest sequence.
+bool prefers_scan(const IndexerConfig& c, Backend backend) {
+  if (backend != Backend::cpu) return true;
+  return c.page_size % 16 == 0 && c.refine_factor * c.heavy_size <= c.max_seq_len / 8;
+}
+
 }  // namespace
 
 IndexerConfig IndexerConfig::recommended(std::int32_t head_dim) noexcept {
@@ -134,7 +142,7 @@ Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out)
                   to_string(backend));
   }
   if (c.algorithm == Algorithm::automatic) {
-    c.algorithm = scans ? Algorithm::scan : Algorithm::staged;
+    c.algorithm = scans && prefers_scan(c, backend) ? Algorithm::scan : Algorithm::staged;
   }
   *out = c;
   return {};

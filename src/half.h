@@ -86,6 +86,11 @@ QUARRY_HD inline std::uint32_t selection_key(float score) {
   return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
 
+/// The number whose selection_key() this is; not for NaN's.
+QUARRY_HD inline float selected_score(std::uint32_t key) {
+  return bits_to_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+}
+
 /// Order of encode's distances as an unsigned integer: smaller is nearer, NaN last.
 QUARRY_HD inline std::uint32_t distance_key(float distance) {
   return distance == distance ? float_to_bits(distance) : 0x7fffffffu;

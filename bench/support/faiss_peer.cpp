@@ -4,11 +4,15 @@
 #if QUARRY_BENCH_FAISS
 #include <faiss/IndexPQ.h>
 #include <faiss/IndexPQFastScan.h>
+#include <faiss/utils/utils.h>
 #include <omp.h>
 
 #include <memory>
 #include <string>
 #include <vector>
+
+// OpenBLAS, where that is the BLAS.
+extern "C" void openblas_set_num_threads(int) __attribute__((weak));
 
 namespace quarry::bench {
 namespace {
@@ -36,6 +40,11 @@ std::vector<std::unique_ptr<faiss::Index>> make_indexes(const Workload& w, bool 
 }
 
 void search(benchmark::State& state, const Workload& w, bool fast_scan) {
+  // The heads are dealt to the threads here; BLAS's own would get in their way.
+  if (openblas_set_num_threads != nullptr) openblas_set_num_threads(1);
+  // GENERIC says that this Faiss was built without SIMD (Debian's is): FastScan is then emulated,
+  // several times slower than that of a build with AVX2.
+  state.SetLabel("Faiss: " + faiss::get_compile_options());
   const auto indexes = make_indexes(w, fast_scan);
   const auto d = static_cast<std::size_t>(w.config.head_dim);
   const std::vector<float> queries = normal(indexes.size() * d, 2);

@@ -21,7 +21,7 @@ enum class Metric : std::int32_t {
 enum class Algorithm : std::int32_t {
   automatic = 0,  ///< resolved at create() from the configuration alone
   staged = 1,     ///< one kernel a stage
-  scan = 2,       ///< the whole step in one or two kernels; not built yet: unsupported
+  scan = 2,       ///< the whole step at once; unsupported where the backend has none for the shape
 };
 
 /// What becomes of the query heads that share a KV head. All but per_head are not built yet:

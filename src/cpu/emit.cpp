@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/rows.h"
 #include "cpu/stages.h"
 
 namespace quarry::cpu {
@@ -33,33 +34,35 @@ void emit_dense_weights(const EmitParams& p, std::int64_t row, const std::int32_
 
 }  // namespace
 
+void emit_row(const EmitParams& p, std::int64_t row, const RowState& state,
+              const std::int32_t* heavy, std::int32_t heavy_count) {
+  std::int32_t* list = p.indices + row * p.index_stride;
+  std::int32_t* end = list;
+  if (state.kind == RowKind::dense) {
+    end = append_range(list, 0, state.n);
+  } else if (state.kind != RowKind::empty) {
+    end = append_range(list, 0, state.first);
+    if (state.kind == RowKind::sparse) end = std::copy_n(heavy, heavy_count, end);
+    end = append_range(end, state.end, state.n);
+  }
+  const auto length = static_cast<std::int32_t>(end - list);
+  std::fill(end, list + p.max_list, -1);
+  p.list_lengths[row] = length;
+  if (p.weights != nullptr) {
+    float* weights = p.weights + row * p.index_stride;
+    std::fill_n(weights, length, 1.0f);
+    std::fill(weights + length, weights + p.max_list, 0.0f);
+  }
+  if (p.dense_weights != nullptr) emit_dense_weights(p, row, list, length);
+}
+
 Status emit(const EmitParams& p, const Launch& launch) noexcept {
   // A few lists take less time than waking a thread.
   const bool large = p.dense_weights != nullptr || p.num_rows >= 256;
 #pragma omp parallel for schedule(static) num_threads(launch.num_threads) if (large)
   for (std::int32_t row = 0; row < p.num_rows; ++row) {
-    const RowState& state = p.rows[row];
-    std::int32_t* list = p.indices + row * p.index_stride;
-    std::int32_t* end = list;
-    if (state.kind == RowKind::dense) {
-      end = append_range(list, 0, state.n);
-    } else if (state.kind != RowKind::empty) {
-      end = append_range(list, 0, state.first);
-      if (state.kind == RowKind::sparse) {
-        const std::int32_t* heavy = p.heavy + static_cast<std::int64_t>(row) * p.index.heavy_size;
-        end = std::copy_n(heavy, p.heavy_counts[row], end);
-      }
-      end = append_range(end, state.end, state.n);
-    }
-    const auto length = static_cast<std::int32_t>(end - list);
-    std::fill(end, list + p.max_list, -1);
-    p.list_lengths[row] = length;
-    if (p.weights != nullptr) {
-      float* weights = p.weights + row * p.index_stride;
-      std::fill_n(weights, length, 1.0f);
-      std::fill(weights + length, weights + p.max_list, 0.0f);
-    }
-    if (p.dense_weights != nullptr) emit_dense_weights(p, row, list, length);
+    emit_row(p, row, p.rows[row], p.heavy + static_cast<std::int64_t>(row) * p.index.heavy_size,
+             p.heavy_counts[row]);
   }
   return Status();
 }

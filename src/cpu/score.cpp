@@ -3,6 +3,7 @@
 // Stage score: each row's LUT, the block biases, and the candidates' scores.
 #include <algorithm>
 
+#include "cpu/rows.h"
 #include "cpu/score_tiles.h"
 #include "cpu/simd.h"
 #include "cpu/stages.h"
@@ -11,85 +12,71 @@
 namespace quarry::cpu {
 namespace {
 
-void load_query(const ScoreParams& p, std::int32_t b, std::int32_t t, std::int32_t h, float* q) {
-  widen(p.queries.data, p.queries.dtype,
-        b * p.queries.batch_stride + t * p.queries.token_stride + h * p.queries.head_stride,
-        p.index.head_dim, nullptr, q);
+void load_query(const RowQuery& row, std::int32_t head, float* q) {
+  widen(row.queries.data, row.queries.dtype,
+        row.b * row.queries.batch_stride + row.t * row.queries.token_stride +
+            head * row.queries.head_stride,
+        row.index.head_dim, nullptr, q);
 }
 
-/// The LUT [m][ksub] of one row, from the rotated query.
-void make_lut(const ScoreParams& p, std::int32_t slot, std::int32_t b, std::int32_t t,
-              std::int32_t h) {
-  const IndexView& ix = p.index;
+}  // namespace
+
+void make_lut(const RowQuery& row, float* lut) {
+  const IndexView& ix = row.index;
   const std::int32_t d = ix.head_dim;
   alignas(64) float query[kMaxHeadDim];
   alignas(64) float rotated[kMaxHeadDim];
-  load_query(p, b, t, h, query);
-  const std::int64_t book = codebook_of(ix, slot);
-  const std::int64_t head = book * ix.num_kv_heads + h / ix.group_size;
+  load_query(row, row.head, query);
+  const std::int64_t book = codebook_of(ix, row.slot());
+  const std::int64_t head = book * ix.num_kv_heads + row.kv_head();
   const float* q = query;
   if (ix.rotation != nullptr) {
     product(query, 1, d, ix.query_rotation + head * d * d, d, d, rotated, d);
     q = rotated;
   }
-  float* lut = p.luts + row_of(p.step, ix.num_query_heads, b, t, h) * ix.num_subspaces * ix.ksub;
   for (std::int32_t s = 0; s < ix.num_subspaces; ++s) {
     const float* centroids = ix.codebooks + (head * ix.num_subspaces + s) * ix.dcent * ix.ksub;
     product(q + s * ix.dsub, 1, d, centroids, ix.dsub, ix.ksub, lut + s * ix.ksub, ix.ksub);
   }
 }
 
-/// biases[row][block] = q . mean for the blocks that positions [first, end) are in.
-void make_biases(const ScoreParams& p, const SequenceState& st, std::int32_t b, std::int32_t t,
-                 std::int32_t head, std::int32_t first, std::int32_t end) {
+void make_biases(const RowQuery& row, std::int32_t first, std::int32_t end, float* biases,
+                 std::int64_t stride) {
   constexpr std::int32_t kChunk = 64;
-  const IndexView& ix = p.index;
-  const std::int32_t* table = block_table_row(p.step, b);
+  const IndexView& ix = row.index;
+  const std::int32_t head = row.kv_head();
+  const std::int32_t* table = block_table_row(row.step, row.b);
   const std::int32_t end_block = (end + ix.block_size - 1) / ix.block_size;
   std::int64_t offsets[kChunk];
   for (std::int32_t block = first / ix.block_size; block < end_block; block += kChunk) {
     const std::int32_t count = std::min(kChunk, end_block - block);
     for (std::int32_t i = 0; i < count; ++i) {
       const std::int32_t last = (block + i + 1) * ix.block_size - 1;
-      offsets[i] = mean_offset(ix, page_of(ix, table, st.slot, last), head, last);
+      offsets[i] = mean_offset(ix, page_of(ix, table, row.slot(), last), head, last);
     }
     for (std::int32_t g = 0; g < ix.group_size; ++g) {
-      const std::int32_t h = head * ix.group_size + g;
       alignas(64) float query[kMaxHeadDim];
-      load_query(p, b, t, h, query);
-      const std::int64_t row = row_of(p.step, ix.num_query_heads, b, t, h);
+      load_query(row, row.head + g, query);
       dots(query, ix.means, ix.mean_dtype, offsets, count, ix.head_dim,
-           p.biases + row * p.bias_stride + block);
+           biases + g * stride + block);
     }
   }
 }
 
-/// Positions of a ragged edge or of narrow tiles, one by one.
-void score_singly(const ScoreParams& p, std::int64_t row, const std::uint8_t* code,
-                  std::int32_t position) {
-  const IndexView& ix = p.index;
-  for (std::int32_t g = 0; g < ix.group_size; ++g, ++row) {
-    const float* lut = p.luts + row * ix.num_subspaces * ix.ksub;
-    float score = ix.block_size > 0 ? p.biases[row * p.bias_stride + position / ix.block_size]
-                                    : -0.0f;  // -0 + x is x, bit for bit
-    for (std::int32_t s = 0; s < ix.num_subspaces; ++s, lut += ix.ksub) {
-      const std::int32_t id =
-          ix.bits <= 4 ? code[s / 2 * ix.tile] >> s % 2 * 4 & 15 : code[s * ix.tile];
-      score += lut[id];
-    }
-    p.scores[row * p.score_stride + position] = score;
-  }
-}
-
-/// Positions [first, end), all in one page.
-void score_page(const ScoreParams& p, std::int64_t row, std::int64_t page, std::int32_t head,
-                std::int32_t first, std::int32_t end) {
-  const IndexView& ix = p.index;
+void score_page(const IndexView& ix, const RowTables& tables, std::int64_t page, std::int32_t head,
+                std::int32_t first, std::int32_t end, float* scores, std::int64_t score_stride) {
+  const std::int64_t lut_stride = std::int64_t{ix.num_subspaces} * ix.ksub;
   std::int32_t position = first;
+  // Positions of a ragged edge or of narrow tiles, one by one.
   const auto singly_to = [&](std::int32_t limit) {
     for (; position < limit; ++position) {
-      score_singly(p, row, ix.codes + code_offset(ix, page, head, position % ix.page_size),
-                   position);
+      const std::uint8_t* code = ix.codes + code_offset(ix, page, head, position % ix.page_size);
+      for (std::int32_t r = 0; r < tables.rows; ++r) {
+        const float* biases =
+            tables.biases == nullptr ? nullptr : tables.biases + r * tables.bias_stride;
+        scores[r * score_stride + position - first] =
+            score_position(ix, tables.luts + r * lut_stride, biases, code, ix.tile, position);
+      }
     }
   };
   if (ix.tile >= 16) {
@@ -98,27 +85,31 @@ void score_page(const ScoreParams& p, std::int64_t row, std::int64_t page, std::
     const std::int32_t tiles = (end - position) / ix.tile;
     if (tiles > 0) {
       score_tiles({ix.codes + code_offset(ix, page, head, position % ix.page_size), tiles, ix.tile,
-                   ix.code_bytes, ix.num_subspaces, ix.bits, ix.group_size,
-                   p.luts + row * ix.num_subspaces * ix.ksub,
-                   std::int64_t{ix.num_subspaces} * ix.ksub,
-                   ix.block_size > 0 ? p.biases + row * p.bias_stride : nullptr, p.bias_stride,
-                   ix.block_size, position, p.scores + row * p.score_stride, p.score_stride});
+                   ix.code_bytes, ix.num_subspaces, ix.bits, tables.rows, tables.luts, lut_stride,
+                   tables.biases, tables.bias_stride, ix.block_size, position,
+                   scores + (position - first), score_stride});
       position += tiles * ix.tile;
     }
   }
   singly_to(end);
 }
 
-void score_range(const ScoreParams& p, const SequenceState& st, std::int32_t b, std::int32_t t,
-                 std::int32_t head, std::int32_t first, std::int32_t end) {
+namespace {
+
+void score_range(const ScoreParams& p, const RowQuery& query, std::int32_t first,
+                 std::int32_t end) {
   const IndexView& ix = p.index;
-  const std::int32_t* table = block_table_row(p.step, b);
-  const std::int64_t row = row_of(p.step, ix.num_query_heads, b, t, head * ix.group_size);
-  if (ix.block_size > 0) make_biases(p, st, b, t, head, first, end);
+  const std::int32_t* table = block_table_row(p.step, query.b);
+  const std::int64_t row = row_of(p.step, ix.num_query_heads, query.b, query.t, query.head);
+  float* biases = ix.block_size > 0 ? p.biases + row * p.bias_stride : nullptr;
+  const RowTables tables{ix.group_size, p.luts + row * ix.num_subspaces * ix.ksub, biases,
+                         p.bias_stride};
+  if (ix.block_size > 0) make_biases(query, first, end, biases, p.bias_stride);
   while (first < end) {
     const std::int32_t page_end =
         std::min<std::int64_t>(end, (std::int64_t{first} / ix.page_size + 1) * ix.page_size);
-    score_page(p, row, page_of(ix, table, st.slot, first), head, first, page_end);
+    score_page(ix, tables, page_of(ix, table, query.slot(), first), query.kv_head(), first,
+               page_end, p.scores + row * p.score_stride + first, p.score_stride);
     first = page_end;
   }
 }
@@ -155,7 +146,8 @@ Status score(const ScoreParams& p, const Launch& launch) noexcept {
       const auto b = static_cast<std::int32_t>(row / heads / tokens);
       const auto t = static_cast<std::int32_t>(row / heads % tokens);
       if (state_of(b, t).kind != RowKind::sparse) continue;
-      make_lut(p, p.step.states[b].slot, b, t, static_cast<std::int32_t>(row % heads));
+      make_lut({ix, p.step, p.queries, b, t, static_cast<std::int32_t>(row % heads)},
+               p.luts + row * ix.num_subspaces * ix.ksub);
     }
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t task = 0; task < tasks; ++task) {
@@ -167,7 +159,8 @@ Status score(const ScoreParams& p, const Launch& launch) noexcept {
         if (row.kind != RowKind::sparse) continue;
         const auto first = static_cast<std::int32_t>(std::max<std::int64_t>(start, row.first));
         const auto end = static_cast<std::int32_t>(std::min<std::int64_t>(start + chunk, row.end));
-        if (first < end) score_range(p, p.step.states[b], b, t, head, first, end);
+        const RowQuery query{ix, p.step, p.queries, b, t, head * ix.group_size};
+        if (first < end) score_range(p, query, first, end);
       }
     }
   }

@@ -89,7 +89,7 @@ HWY_ATTR void score_rows(const TileRun& run, std::int32_t row) {
         }
       }
       for (std::int32_t r = 0; r < kRows; ++r) {
-        hn::StoreU(acc[r], df, scores + r * run.score_stride + at);
+        hn::StoreU(acc[r], df, scores + r * run.score_stride + first + v * kLanes);
       }
     }
   }

@@ -19,7 +19,7 @@ struct TileRun {
   std::int64_t bias_stride;
   std::int32_t block_size;
   std::int32_t position;  ///< of the first key
-  float* scores;          ///< [rows][score_stride] by position
+  float* scores;          ///< [rows][score_stride], of the first key on
   std::int64_t score_stride;
 };
 

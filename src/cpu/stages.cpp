@@ -30,6 +30,11 @@ Status allocate(std::size_t bytes, void** out) noexcept {
   return Status(StatusCode::out_of_memory, "the index needs %zu bytes of host memory", bytes);
 }
 
+bool scan_serves(const IndexView& index) noexcept {
+  (void)index;  // any shape
+  return true;
+}
+
 void release(void* memory) noexcept { std::free(memory); }
 
 Status zero(void* memory, std::size_t bytes) noexcept {
@@ -47,15 +52,15 @@ const Stages stages = {
     .select = select,
     .refine = refine,
     .emit = emit,
-    .scan = nullptr,
-    .scan_serves = nullptr,
+    .scan = scan,
+    .scan_serves = scan_serves,
     .set_codebook = set_codebook,
     .truncate = truncate,
     .reset = reset,
     .codes = codes,
     .codebook = codebook,
     .select_scratch_bytes = select_scratch_bytes,
-    .scan_scratch_bytes = nullptr,
+    .scan_scratch_bytes = scan_scratch_bytes,
     .train_scratch_bytes = train_scratch_bytes,
     .train_is_synchronous = true,
     .open = open,

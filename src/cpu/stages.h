@@ -17,6 +17,7 @@ Status mask(const MaskParams& p, const Launch& launch) noexcept;
 Status select(const SelectParams& p, const Launch& launch) noexcept;
 Status refine(const RefineParams& p, const Launch& launch) noexcept;
 Status emit(const EmitParams& p, const Launch& launch) noexcept;
+Status scan(const ScanParams& p, const Launch& launch) noexcept;
 
 Status set_codebook(const SetCodebookParams& p, const Launch& launch) noexcept;
 Status truncate(const TruncateParams& p, const Launch& launch) noexcept;
@@ -26,6 +27,8 @@ Status codebook(const CodebookParams& p, const Launch& launch) noexcept;
 
 std::size_t select_scratch_bytes(std::int32_t rows, std::int32_t k,
                                  std::int32_t max_candidates) noexcept;
+std::size_t scan_scratch_bytes(const IndexView& index, std::int32_t batch_size,
+                               std::int32_t query_tokens) noexcept;
 std::size_t train_scratch_bytes(const IndexView& index, std::int32_t max_samples) noexcept;
 
 }  // namespace quarry::cpu

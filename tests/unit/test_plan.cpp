@@ -119,7 +119,8 @@ void expect_disjoint(const std::vector<Extent>& extents, const std::byte* base, 
 TEST(Plan, CarvesWhatItCounts) {
   Random random(3);
   for (int trial = 0; trial < 60; ++trial) {
-    const IndexerConfig config = random_config(random);
+    IndexerConfig config = random_config(random);
+    config.algorithm = trial % 2 == 0 ? Algorithm::staged : Algorithm::scan;
     Plan plan = plan_of(config);
     const Stages& stages = *stages_of(Backend::cpu);
     const IndexView& v = plan.view;
@@ -154,6 +155,12 @@ TEST(Plan, CarvesWhatItCounts) {
         std::vector<std::byte> scratch(count.bytes());
         Arena next(scratch.data());
         const NextBuffers b = carve_next(next, plan, stages, batch, tokens);
+        if (config.algorithm == Algorithm::scan) {
+          expect_disjoint({{b.states, batch * sizeof(SequenceState)},
+                           {b.scan_scratch, stages.scan_scratch_bytes(v, batch, tokens)}},
+                          scratch.data(), scratch.size());
+          continue;
+        }
         const std::size_t rows = static_cast<std::size_t>(batch) * tokens * config.num_query_heads;
         const std::size_t shortlist = rows * config.heavy_size * config.refine_factor * 4;
         std::vector<Extent> extents = {

@@ -57,8 +57,29 @@ TEST(Config, DefaultsAreTheOriginalWorkload) {
   EXPECT_EQ(r.block_size, 0);
   EXPECT_EQ(r.refine_factor, 1);
   EXPECT_EQ(r.kmeans_iterations, 10);
-  EXPECT_EQ(r.algorithm, Algorithm::staged);
+  EXPECT_EQ(r.algorithm, Algorithm::scan);
   EXPECT_EQ(max_list_length(r), 384);
+}
+
+TEST(Config, AutomaticIsDecidedByTheConfigurationAlone) {
+  const auto chosen = [](auto&& change) {
+    IndexerConfig c, r;
+    change(c);
+    EXPECT_TRUE(resolve(c, Backend::cpu, &r).ok());
+    return r.algorithm;
+  };
+  using C = IndexerConfig&;
+  EXPECT_EQ(chosen([](C c) { c.algorithm = Algorithm::staged; }), Algorithm::staged);
+  EXPECT_EQ(chosen([](C c) { c.heavy_size = 4096; }), Algorithm::scan);
+  EXPECT_EQ(chosen([](C c) { c.heavy_size = 4097; }), Algorithm::staged);
+  EXPECT_EQ(chosen([](C c) { c.heavy_size = 2049, c.refine_factor = 2; }), Algorithm::staged);
+  const auto paged = [&](int page) {
+    return chosen([page](C c) { c.page_size = page, c.num_pages = 5000; });
+  };
+  EXPECT_EQ(paged(16), Algorithm::scan);
+  EXPECT_EQ(paged(48), Algorithm::scan);
+  EXPECT_EQ(paged(8), Algorithm::staged);
+  EXPECT_EQ(paged(100), Algorithm::staged);
 }
 
 TEST(Config, RecommendedIsAccepted) {

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CPU scan's parts alone, on every vector target this machine has: the filter lets every
+// key pass that reaches the threshold and few others, and the selection loops do what std does.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "cpu/scan_filter.h"
+#include "cpu/select_scan.h"
+#include "half.h"
+#include "hwy/highway.h"
+#include "support/random.h"
+
+namespace quarry::test {
+namespace {
+
+using namespace quarry::cpu;  // NOLINT: they are what is tested
+
+/// Runs `body` once for each target that calls are dispatched to.
+void on_every_target(const std::function<void()>& body) {
+  const std::int64_t targets[] = {0, HWY_AVX3, HWY_AVX2, HWY_SCALAR, HWY_EMU128};
+  for (const std::int64_t target : targets) {
+    hwy::SetSupportedTargetsForTest(0);
+    if (target != 0) {
+      // Tests may run on what this CPU has alone; generic code always runs.
+      const bool generic = target == HWY_SCALAR || target == HWY_EMU128;
+      if (!generic && (hwy::SupportedTargets() & target) == 0) continue;
+      hwy::SetSupportedTargetsForTest(target);
+    }
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    SCOPED_TRACE(target == 0 ? "best" : hwy::TargetName(target));
+    body();
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+enum class Entries { normal, outlier, tied, cancelling, denormal, narrow };
+
+struct Problem {
+  int m, b, tiles;
+  Entries entries;
+  std::vector<float> lut, biases;  // a bias a tile
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scores;
+};
+
+Problem problem(int m, int b, Entries entries, bool blocks, std::uint64_t seed) {
+  Random random(seed);
+  Problem p{m, b, 33, entries, {}, {}, {}, {}};
+  const int ksub = 1 << b, bytes = b <= 4 ? (m + 1) / 2 : m;
+  for (int i = 0; i < m * ksub; ++i) {
+    float x = static_cast<float>(random.normal());
+    if (entries == Entries::outlier && i == ksub / 2) x = 1e30f;
+    if (entries == Entries::tied) x = 0.3f;
+    if (entries == Entries::cancelling) x = i / ksub % 2 == 0 ? x * 1e6f : -x * 1e6f;
+    if (entries == Entries::denormal) x *= 0x1p-144f;
+    if (entries == Entries::narrow) x = 1.0f + static_cast<float>(random.integer(0, 5)) * 0x1p-23f;
+    p.lut.push_back(x);
+  }
+  for (int t = 0; t < p.tiles; ++t) {
+    p.biases.push_back(blocks ? 3.0f * static_cast<float>(random.normal()) : 0.0f);
+  }
+  p.codes.resize(static_cast<std::size_t>(p.tiles) * bytes * 32);
+  for (int k = 0; k < p.tiles * 32; ++k) {
+    // The first term is there only with blocks: -0 + x is x.
+    float score = blocks ? p.biases[k / 32] : -0.0f;
+    for (int s = 0; s < m; ++s) {
+      const int id = random.integer(0, ksub - 1);
+      const int byte = b <= 4 ? s / 2 : s;
+      p.codes[(static_cast<std::size_t>(k / 32) * bytes + byte) * 32 + k % 32] |=
+          static_cast<std::uint8_t>(b <= 4 ? id << s % 2 * 4 : id);
+      score += p.lut[s * ksub + id];
+    }
+    p.scores.push_back(score);
+  }
+  return p;
+}
+
+TEST(Filter, LetsEveryKeyPassThatReachesTheThreshold) {
+  on_every_target([] {
+    std::uint64_t seed = 0;
+    for (const int m : {1, 2, 3, 7, 8, 16, 17, 32, 64}) {
+      for (const int b : {1, 3, 4, 5, 6, 7, 8}) {
+        for (const Entries entries : {Entries::normal, Entries::outlier, Entries::tied,
+                                      Entries::cancelling, Entries::denormal, Entries::narrow}) {
+          const bool blocks = ++seed % 2 == 0;
+          const Problem p = problem(m, b, entries, blocks, seed);
+          std::vector<std::uint8_t> tables(static_cast<std::size_t>(m) * filter_entries(b));
+          Filter filter(tables.data(), m, b);
+          const auto [least, largest] = std::minmax_element(p.biases.begin(), p.biases.end());
+          ASSERT_TRUE(filter.open(p.lut.data(), *least, *largest));
+          std::vector<float> sorted = p.scores;
+          std::sort(sorted.rbegin(), sorted.rend());
+          for (const std::size_t rank : {0, 9, 100, 1055}) {
+            const float threshold = sorted[rank];
+            filter.aim(p.lut.data(), threshold);
+            std::vector<std::uint16_t> limits;
+            for (const float bias : p.biases) limits.push_back(filter.limit(bias));
+            std::vector<std::uint32_t> hits(p.tiles, 0xa5a5a5a5u);
+            const int found =
+                filter_tiles({p.codes.data(), p.tiles, b <= 4 ? (m + 1) / 2 : m, m, b,
+                              tables.data(), filter.wide(), limits.data(), hits.data()});
+            int passed = 0, reached = 0;
+            for (int k = 0; k < p.tiles * 32; ++k) {
+              const bool passes = hits[k / 32] >> k % 32 & 1;
+              passed += passes;
+              reached += p.scores[k] >= threshold;
+              ASSERT_TRUE(passes || p.scores[k] < threshold)
+                  << "m " << m << " b " << b << " entries " << static_cast<int>(entries) << " key "
+                  << k << " scores " << p.scores[k] << " of " << threshold;
+            }
+            ASSERT_EQ(passed, found);
+            // Worth its while on plain tables.
+            if (entries == Entries::normal && rank < 100) {
+              ASSERT_LE(passed, 2 * reached + 60) << "m " << m << " b " << b;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(Filter, HasNoBoundWhereNumbersAreNotFinite) {
+  std::vector<std::uint8_t> tables(2 * 16);
+  Filter filter(tables.data(), 2, 4);
+  for (const float bad : {kInf, -kInf, std::nanf(""), 3e38f}) {
+    std::vector<float> lut(32, 1.0f);
+    lut[21] = bad;
+    EXPECT_FALSE(filter.open(lut.data(), 0, 0)) << bad;
+  }
+  std::vector<float> lut(32, 1.0f);
+  EXPECT_FALSE(filter.open(lut.data(), -3e38f, 0));
+  ASSERT_TRUE(filter.open(lut.data(), 0, 5));
+  filter.aim(lut.data(), 2.0f);
+  EXPECT_EQ(filter.limit(std::nanf("")), 0);
+  EXPECT_EQ(filter.limit(-kInf), 0);
+  EXPECT_GT(filter.limit(0), 0);
+  EXPECT_EQ(filter.limit(-1), 0);
+}
+
+TEST(SelectionLoops, AreWhatStdDoes) {
+  on_every_target([] {
+    Random random(3);
+    for (const int count : {1, 2, 15, 16, 33, 100, 1000, 2049}) {
+      for (const int distinct : {1, 2, 50, 1000000}) {
+        std::vector<float> scores(count);
+        std::vector<std::uint32_t> keys(count);
+        std::vector<std::int32_t> positions(count);
+        for (int i = 0; i < count; ++i) {
+          scores[i] = static_cast<float>(random.integer(0, distinct) - distinct / 2);
+          if (random.integer(0, 30) == 0) scores[i] = std::nanf("");
+          if (random.integer(0, 30) == 0) scores[i] = -0.0f;
+          positions[i] = 7 * i;
+        }
+        selection_keys(scores.data(), count, keys.data());
+        for (int i = 0; i < count; ++i) {
+          ASSERT_EQ(keys[i], selection_key(scores[i]));
+          if (keys[i] != 0) {
+            ASSERT_EQ(selected_score(keys[i]), scores[i]);
+          }
+        }
+        std::vector<std::uint32_t> sorted = keys;
+        std::sort(sorted.rbegin(), sorted.rend());
+        for (const int k : {1, (count + 1) / 2, count}) {
+          const std::uint32_t kth = kth_key(keys.data(), count, k, k);
+          ASSERT_EQ(kth, sorted[k - 1]) << count << " " << k;
+          const std::uint32_t near = kth_key(keys.data(), count, k, k + k / 4);
+          ASSERT_LE(near, kth);
+          const auto reach = [&](std::uint32_t key) {
+            return std::count_if(keys.begin(), keys.end(),
+                                 [&](std::uint32_t x) { return x >= key; });
+          };
+          ASSERT_TRUE(reach(near) <= k + k / 4 || near == kth);
+          std::vector<std::uint32_t> kept = keys;
+          std::vector<std::int32_t> at = positions;
+          const int n = keep_from(kth, count, kept.data(), at.data());
+          ASSERT_EQ(n, reach(kth));
+          for (int i = 0, from = 0; i < n; ++i, ++from) {
+            while (keys[from] < kth) ++from;
+            ASSERT_EQ(kept[i], keys[from]);
+            ASSERT_EQ(at[i], positions[from]);
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace quarry::test
