@@ -12,6 +12,8 @@
 #include "scan/scan.h"
 #include "score/score.h"
 #include "select/select.h"
+#include "state/share.h"
+#include "state/transfer.h"
 #include "state/state.h"
 #include "train/train.h"
 
@@ -112,6 +114,13 @@ const Stages stages = {
     reset,
     codes,
     codebook,
+    attach,
+    copy_pages,
+    fork,
+    export_section,
+    import_section,
+    synchronize,
+    /*transfer_scratch_bytes=*/kTransferBytes,
     select_scratch_bytes,
     scan_scratch_bytes,
     train_scratch_bytes,
