@@ -45,8 +45,8 @@ __device__ __forceinline__ std::int32_t lower_bound(const std::int32_t* values, 
 }
 
 /// Entries [start, stop) of a row: the list, -1 past its end, weights and physical indices
-/// beside it. The thread
-/// block with entry 0 writes the length. `heavy`: the row's selection, ascending.
+/// beside it. The thread block with entry 0 writes the length. `heavy`: the row's selection,
+/// ascending.
 __device__ __forceinline__ void emit_list(const EmitParams& p, const List& list,
                                           const std::int32_t* heavy, std::int64_t row,
                                           std::int32_t start, std::int32_t stop) {
