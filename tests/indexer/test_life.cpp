@@ -128,7 +128,7 @@ TEST_P(Life, ForkThenDivergeEqualsTwoThatWereAlwaysTwo) {
   const Shape shapes[] = {{0, 0}, {16, 0}, {0, 16}, {0, 5}, {16, 16}, {16, 48}, {16, 4}};
   int combination = 0;
   for (const Shape& shape : shapes) {
-    for (const int n : {1, 96, 143}) {
+    for (const int n : {shape.page == 5 ? 1 : 96, 143}) {
       const bool own_codebooks = ++combination % 2 == 0;
       Scenario s = scenario(shape.block, shape.page, 2, 2);
       s.config.shared_codebook = !own_codebooks;
