@@ -13,8 +13,8 @@
 #include "score/score.h"
 #include "select/select.h"
 #include "state/share.h"
-#include "state/transfer.h"
 #include "state/state.h"
+#include "state/transfer.h"
 #include "train/train.h"
 
 namespace quarry::cuda {

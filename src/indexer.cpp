@@ -91,8 +91,8 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
   if (im.plan.trains && (args.retrain || !slot.built || uncertain)) {
     if (args.rotation != nullptr) {
       // Nothing reads the slot's rotations before it has a codebook, so this is no change yet.
-      const SetCodebookParams rotations{im.plan.view, args.slot,     nullptr,
-                                        nullptr,      args.rotation, args.query_rotation, 0};
+      const SetCodebookParams rotations{im.plan.view,  args.slot,           nullptr, nullptr,
+                                        args.rotation, args.query_rotation, 0};
       if (Status s = im.stages->set_codebook(rotations, l); !s.ok()) return s;
     }
     TrainParams& train = buffers.train;
@@ -153,14 +153,13 @@ Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_codebook(im.plan, im.config, args); !s.ok()) return s;
-  const SetCodebookParams params{im.plan.view, args.slot,     args.codebooks,
-                                 args.phi,     args.rotation, args.query_rotation,
-                                 fresh_codebook_id()};
+  const SetCodebookParams params{im.plan.view,  args.slot,           args.codebooks,     args.phi,
+                                 args.rotation, args.query_rotation, fresh_codebook_id()};
   if (Status s = im.stages->set_codebook(params, im.on(stream)); !s.ok()) return s;
   for (std::int32_t slot = 0; slot < im.config.max_sequences; ++slot) {
     if (args.slot == -1 || args.slot == slot) {
       im.slots[static_cast<std::size_t>(slot)] = {true, im.config.rotation, true, false,
-                                                   params.codebook_id};
+                                                  params.codebook_id};
     }
   }
   return {};

@@ -61,12 +61,10 @@ Status Indexer::fork(const ForkArgs& args, Stream stream) noexcept {
   }
   if (Status s = check_table("from_block_table", im.plan, args.from_block_table); !s.ok()) return s;
   if (Status s = check_table("to_block_table", im.plan, args.to_block_table); !s.ok()) return s;
-  const ForkParams params{im.plan.view,
-                          args.from_slot,
-                          args.to_slot,
-                          args.from_block_table,
-                          args.to_block_table,
-                          args.length < 0 ? im.config.max_seq_len : args.length};
+  const ForkParams params{
+      im.plan.view,        args.from_slot,
+      args.to_slot,        args.from_block_table,
+      args.to_block_table, args.length < 0 ? im.config.max_seq_len : args.length};
   if (Status s = im.stages->fork(params, im.on(stream)); !s.ok()) return s;
   im.slots[static_cast<std::size_t>(args.to_slot)] =
       im.slots[static_cast<std::size_t>(args.from_slot)];

@@ -65,10 +65,9 @@ Status parse_saved(const void* data, std::size_t bytes, SavedHeader* out) noexce
   std::uint64_t rest = bytes - sizeof h;
   for (const std::uint64_t section : h.section_bytes) {
     if (section > rest) {
-      return Status(StatusCode::invalid_argument,
-                    "data: section_bytes holds %llu, only %llu bytes are left",
-                    static_cast<unsigned long long>(section),
-                    static_cast<unsigned long long>(rest));
+      return Status(
+          StatusCode::invalid_argument, "data: section_bytes holds %llu, only %llu bytes are left",
+          static_cast<unsigned long long>(section), static_cast<unsigned long long>(rest));
     }
     rest -= section;
   }
@@ -92,9 +91,8 @@ Status check_saved_codes(const IndexView& v, const unsigned char* codes,
     const std::uint64_t key = at / static_cast<unsigned>(v.code_bytes);
     return Status(StatusCode::invalid_argument,
                   "data: a code of position %llu is %d, must be below ksub = %d",
-                  static_cast<unsigned long long>(
-                      key / static_cast<unsigned>(v.num_kv_heads) +
-                      static_cast<unsigned>(v.encode_from)),
+                  static_cast<unsigned long long>(key / static_cast<unsigned>(v.num_kv_heads) +
+                                                  static_cast<unsigned>(v.encode_from)),
                   id, v.ksub);
   };
   for (std::uint64_t i = 0; i < bytes; ++i) {
@@ -103,9 +101,8 @@ Status check_saved_codes(const IndexView& v, const unsigned char* codes,
     if (v.bits > 4) continue;
     // The last byte of an odd number of subspaces is half a byte.
     const int high = codes[i] >> 4;
-    const bool half = v.num_subspaces % 2 == 1 &&
-                      i % static_cast<unsigned>(v.code_bytes) + 1 ==
-                          static_cast<unsigned>(v.code_bytes);
+    const bool half = v.num_subspaces % 2 == 1 && i % static_cast<unsigned>(v.code_bytes) + 1 ==
+                                                      static_cast<unsigned>(v.code_bytes);
     if (high >= (half ? 1 : v.ksub)) return refused(i, high);
   }
   return {};

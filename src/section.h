@@ -59,8 +59,7 @@ QUARRY_HD inline unsigned char* element_at(const SectionParams& p, std::int64_t 
     case Section::codes: {
       const auto byte = static_cast<std::int32_t>(i % ix.code_bytes);
       const auto head = static_cast<std::int32_t>(i / ix.code_bytes % heads);
-      const auto position =
-          static_cast<std::int32_t>(i / ix.code_bytes / heads) + ix.encode_from;
+      const auto position = static_cast<std::int32_t>(i / ix.code_bytes / heads) + ix.encode_from;
       const std::int64_t page = page_of(ix, p.block_table, p.slot, position);
       if (page < 0) return nullptr;
       return ix.codes + code_offset(ix, page, head, position % ix.page_size) +

@@ -74,8 +74,7 @@ class Transfer {
     Checksum sum;
     for (int i = static_cast<int>(Section::codebooks); i < kSavedSections; ++i) {
       for (std::int64_t done = 0; done < layout.count[i];) {
-        const std::int64_t count =
-            std::min<std::int64_t>(layout.count[i] - done, std::size(part));
+        const std::int64_t count = std::min<std::int64_t>(layout.count[i] - done, std::size(part));
         if (Status s = out(static_cast<Section>(i), done, count, part); !s.ok()) return s;
         if (Status s = synchronize(); !s.ok()) return s;
         sum.update(part, static_cast<std::size_t>(count) * sizeof part[0]);
@@ -230,7 +229,8 @@ Status Indexer::save(const SaveArgs& args, Stream stream) const noexcept {
   std::uint64_t hash = 0;
   if (own_codebook) {
     hash = hash_of_saved(layout, data);
-  } else if (Status s = transfer.hash_codebook(slot.codebook_id, &im.hashed_id, &im.hash, &hash); !s.ok()) {
+  } else if (Status s = transfer.hash_codebook(slot.codebook_id, &im.hashed_id, &im.hash, &hash);
+             !s.ok()) {
     return s;
   }
   SavedHeader header = header_of(im.config, layout, length, own_codebook, hash);
@@ -276,7 +276,9 @@ Status Indexer::restore(const RestoreArgs& args, Stream stream) noexcept {
   }
   std::uint64_t hash = 0;
   if (state.has_codebook != 0) {
-    if (Status s = transfer.hash_codebook(slot.codebook_id, &im.hashed_id, &im.hash, &hash); !s.ok()) return s;
+    if (Status s = transfer.hash_codebook(slot.codebook_id, &im.hashed_id, &im.hash, &hash);
+        !s.ok())
+      return s;
   }
   const bool same = state.has_codebook != 0 && hash == header.codebook_hash;
   if (!same && (!im.plan.trains || !brings_codebook)) {

@@ -90,8 +90,8 @@ Status check_distinct(const char* name, const Plan& plan, const std::int32_t* ho
 /// The caller's host copies: everything only the device would find out later.
 Status check_host_copies(const Plan& plan, const Batch& batch, HostSlot* slots) {
   if (batch.host_slots != nullptr) {
-    if (Status s = check_distinct("batch.host_slots", plan, batch.host_slots, batch.batch_size,
-                                  slots);
+    if (Status s =
+            check_distinct("batch.host_slots", plan, batch.host_slots, batch.batch_size, slots);
         !s.ok()) {
       return s;
     }
@@ -124,7 +124,8 @@ Status check_indices(const Plan& plan, const NextArgs& args) {
   if (args.indices != nullptr || !physical) {
     if (Status s = check_pointer("indices", args.indices, 4); !s.ok()) return s;
   }
-  if (Status s = check_optional("physical_indices64", args.physical_indices64, 8); !s.ok()) return s;
+  if (Status s = check_optional("physical_indices64", args.physical_indices64, 8); !s.ok())
+    return s;
   if (args.physical_indices == nullptr) return {};
   const std::int64_t slots = plan.view.num_pages * plan.view.page_size;
   if (slots > std::int64_t{1} << 31) {

@@ -25,7 +25,7 @@ enum DeviceStatusBit : std::uint32_t {
   kNotBuilt = 1u << 3,          ///< no codebook beyond the dense range; the list is sink + window
   kTooFewKeys = 1u << 4,        ///< build() found fewer than ksub finite keys (CUDA); not built
   kQueryCountOutOfRange = 1u << 5,  ///< query_counts[b] < 0 or > T
-  kCodebookMismatch = 1u << 6,  ///< attach(): the slot has another codebook, or none; ignored
+  kCodebookMismatch = 1u << 6,      ///< attach(): the slot has another codebook, or none; ignored
 };
 
 /// In this file "device memory" means memory the backend's device can read and write:

@@ -66,9 +66,8 @@ void emit_dense_weights(const EmitParams& p, std::int64_t row, const List& list)
 
 void emit_physical(const EmitParams& p, std::int64_t row, const List& list) {
   const RowPages pages = row_pages(p, row);
-  list.for_each([&](std::int32_t i, std::int32_t position) {
-    put_physical(p, row, i, position, pages);
-  });
+  list.for_each(
+      [&](std::int32_t i, std::int32_t position) { put_physical(p, row, i, position, pages); });
   for (std::int32_t i = list.length(); i < p.max_list; ++i) put_physical(p, row, i, -1, pages);
 }
 

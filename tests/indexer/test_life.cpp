@@ -13,12 +13,12 @@
 namespace quarry::test {
 namespace {
 
-class Life : public BackendTest {
+class Life : public AlgorithmTest {
  protected:
   Scenario scenario(int block, int page, int slots = 2, int tokens = 1) const {
     Scenario s;
-    s.backend = GetParam();
     s.config = small_config();
+    s.on(GetParam());
     s.config.block_size = block;
     s.config.max_sequences = slots;
     s.config.max_query_tokens = tokens;
@@ -95,8 +95,8 @@ TEST_P(Life, APartlyFilledPageIsCopiedWithItsIndex) {
       world.overwrite(1, length, 288, 72);
       world.overwrite(0, 200, 288, 73);
       for (const int more : {1, 2, 40}) world.next(lengths({200 + more, length + more}));
-      ASSERT_EQ(world.error(), "") << "block " << shape.block << " page " << shape.page
-                                   << " length " << length;
+      ASSERT_EQ(world.error(), "")
+          << "block " << shape.block << " page " << shape.page << " length " << length;
     }
   }
 }
@@ -255,7 +255,7 @@ TEST_P(Life, SharedCodebooksKeepTheirIdOverReset) {
 
 TEST_P(Life, PhysicalIndicesAreTheSlotsOfTheListedPositions) {
   for (const Shape& shape : {Shape{0, 0}, Shape{16, 0}, Shape{0, 5}, Shape{16, 16}, Shape{16, 4}}) {
-    for (const LaunchMode mode : launch_modes(GetParam())) {
+    for (const LaunchMode mode : launch_modes(GetParam().backend)) {
       Scenario s = scenario(shape.block, shape.page, 4, 3);
       s.mode = mode;
       s.physical = s.weights = s.dense_weights = s.previous = true;
@@ -337,7 +337,7 @@ TEST_P(Life, PhysicalIndicesMayStandAlone) {
 // One graph, captured with a short batch, serves sequences that join by prefill, attach and
 // fork, are inactive, roll back and leave.
 TEST_P(Life, OneGraphServesSequencesThatComeAndGo) {
-  for (const LaunchMode mode : launch_modes(GetParam())) {
+  for (const LaunchMode mode : launch_modes(GetParam().backend)) {
     for (const int block : {0, 16}) {
       Scenario s = scenario(block, 16, 4, 2);
       s.mode = mode;
@@ -379,7 +379,7 @@ TEST_P(Life, OneGraphServesSequencesThatComeAndGo) {
   }
 }
 
-QUARRY_ON_EVERY_BACKEND(Life);
+QUARRY_ON_EVERY_ALGORITHM(Life);
 
 }  // namespace
 }  // namespace quarry::test

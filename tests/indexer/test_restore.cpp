@@ -183,7 +183,7 @@ TEST_P(Restore, TheFormatIsTheDocumentedOne) {
   const std::uint32_t fields[] = {2, 32, 2, 4, 1, 16, 1, 1, 8, 1, 200, 0};
   for (int i = 0; i < 12; ++i) EXPECT_EQ(number(b, 40 + 4 * i, 4), fields[i]) << i;
   // 192 - 8 positions of 2 heads, 1 byte each; 12 blocks; codebooks of dsub + 1.
-  const std::uint64_t sections[] = {184 * 2,      12 * 2 * 32 * 2, 2 * 2 * 16 * 17 * 4,
+  const std::uint64_t sections[] = {184 * 2,   12 * 2 * 32 * 2, 2 * 2 * 16 * 17 * 4,
                                     2 * 2 * 4, 2 * 32 * 32 * 4, 2 * 32 * 32 * 4};
   std::size_t at = 136;
   for (int i = 0; i < 6; ++i) {
@@ -198,9 +198,9 @@ TEST_P(Restore, TheFormatIsTheDocumentedOne) {
       const Codebook cb = world.make_codebook(7);
       EXPECT_EQ(std::memcmp(b.data() + at, cb.centroids.data(), sections[i]), 0);
       EXPECT_EQ(std::memcmp(b.data() + at + sections[2], cb.phi.data(), sections[3]), 0);
-      EXPECT_EQ(std::memcmp(b.data() + at + sections[2] + sections[3], cb.rotation.data(),
-                            sections[4]),
-                0);
+      EXPECT_EQ(
+          std::memcmp(b.data() + at + sections[2] + sections[3], cb.rotation.data(), sections[4]),
+          0);
     }
     at += sections[i];
   }

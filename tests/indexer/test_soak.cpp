@@ -101,19 +101,18 @@ TEST_P(SoakTest, ManySequencesComeAndGo) {
         EXPECT_GT(n.checked_rows, 0);
         EXPECT_GT(n.checked_codes, 0);
         EXPECT_GT(blocks ? n.attached : n.refused, 0);
-        std::string text = std::to_string(n.steps) + " steps: prompts " +
-                           std::to_string(n.prompts) + ", attached " + std::to_string(n.attached) +
-                           ", refused " + std::to_string(n.refused) + ", forks " +
-                           std::to_string(n.forks) + ", restored " + std::to_string(n.restored) +
-                           ", left " + std::to_string(n.left) + ", saved " +
-                           std::to_string(n.saved) + ", rewound " + std::to_string(n.truncated) +
-                           ", pages copied " + std::to_string(n.copied_pages) + ", evicted " +
-                           std::to_string(n.evicted) + ", drafts rejected " +
-                           std::to_string(n.rejected_drafts) + ", rows checked " +
-                           std::to_string(n.checked_rows);
-        RecordProperty(std::string(to_string(algorithm)) + (blocks ? "_blocks" : "") + "_" +
-                           to_string(mode),
-                       text);
+        std::string text =
+            std::to_string(n.steps) + " steps: prompts " + std::to_string(n.prompts) +
+            ", attached " + std::to_string(n.attached) + ", refused " + std::to_string(n.refused) +
+            ", forks " + std::to_string(n.forks) + ", restored " + std::to_string(n.restored) +
+            ", left " + std::to_string(n.left) + ", saved " + std::to_string(n.saved) +
+            ", rewound " + std::to_string(n.truncated) + ", pages copied " +
+            std::to_string(n.copied_pages) + ", evicted " + std::to_string(n.evicted) +
+            ", drafts rejected " + std::to_string(n.rejected_drafts) + ", rows checked " +
+            std::to_string(n.checked_rows);
+        RecordProperty(
+            std::string(to_string(algorithm)) + (blocks ? "_blocks" : "") + "_" + to_string(mode),
+            text);
         if (std::getenv("QUARRY_SOAK_STEPS") != nullptr) std::puts(text.c_str());
       }
     }

@@ -39,8 +39,7 @@ class Guarded {
         ints(backend, std::vector<std::int32_t>{0, 1, 2, 3, 4, 5, 6, 7}),
         table(backend, std::vector<std::int32_t>(64, 0)),
         status(backend, 8),
-        centroids(backend,
-                  static_cast<std::size_t>(c.num_kv_heads) * c.head_dim * (1 << c.bits)) {
+        centroids(backend, static_cast<std::size_t>(c.num_kv_heads) * c.head_dim * (1 << c.bits)) {
     EXPECT_TRUE(memory_requirements(c, backend, &need).ok());
     memory = std::make_unique<DeviceBytes>(backend, need.index_bytes);
     scratch = std::make_unique<DeviceBytes>(backend, need.transfer_workspace_bytes + 256);
@@ -69,7 +68,8 @@ class Guarded {
   void expect_refused(const Call& c) {
     const std::vector<std::uint8_t> before = snapshot();
     std::vector<std::uint64_t> ids;
-    for (int slot = 0; slot < config.max_sequences; ++slot) ids.push_back(indexer.codebook_id(slot));
+    for (int slot = 0; slot < config.max_sequences; ++slot)
+      ids.push_back(indexer.codebook_id(slot));
     const Status s = c.call();
     EXPECT_EQ(s.code(), c.code) << "for " << c.named << ": " << s.detail();
     EXPECT_NE(std::string(s.detail()).find(c.named), std::string::npos)
@@ -165,8 +165,7 @@ TEST_P(LifeMisuse, AttachRefusesByName) {
       {"host_slots", kInvalid, bad([&](A a) { a.host_slots = twice; })},
       {"host_slots", kRange, bad([&](A a) { a.host_slots = beyond; })},
       {"codebook_id", kInvalid, bad([&](A a) { a.host_slots = mixed; })},
-      {"codebook_id", kInvalid,
-       bad([&](A a) { a.host_slots = fine, a.codebook_id = second; })},
+      {"codebook_id", kInvalid, bad([&](A a) { a.host_slots = fine, a.codebook_id = second; })},
       {"codebook_id", kInvalid, bad([](A a) { a.slots = nullptr; })},  // slot 1 has another
       {"codebook_id", kInvalid, bad([](A a) { a.codebook_id = 0; })},
       {"codebook_id", kInvalid, bad([&](A a) { a.codebook_id = second + 1; })},
@@ -201,13 +200,13 @@ TEST_P(LifeMisuse, ForkAndCopyPagesRefuseByName) {
         {"length", kRange, bad([](A a) { a.length = 301; })},
     };
     const auto copy = [&](const std::int32_t* from, const std::int32_t* to, std::int32_t count) {
-      return [&g, from, to, count] {
-        return g.indexer.copy_pages(from, to, count, g.stream.get());
-      };
+      return
+          [&g, from, to, count] { return g.indexer.copy_pages(from, to, count, g.stream.get()); };
     };
     const std::int32_t* ints = g.ints.data();
     if (pages) {
-      calls.push_back({"from_block_table", kInvalid, bad([](A a) { a.from_block_table = nullptr; })});
+      calls.push_back(
+          {"from_block_table", kInvalid, bad([](A a) { a.from_block_table = nullptr; })});
       calls.push_back({"to_block_table", kInvalid, bad([](A a) { a.to_block_table = nullptr; })});
       calls.push_back({"to_block_table", kInvalid,
                        bad([](A a) { a.to_block_table = moved(a.to_block_table, 1); })});
@@ -275,7 +274,8 @@ TEST_P(LifeMisuse, SaveAndRestoreRefuseByName) {
          restore([&](RestoreArgs& a) { a.block_table = pages ? nullptr : g.table.data(); })},
     };
     if (g.need.transfer_workspace_bytes > 0) {
-      calls.push_back({"workspace.data", kInvalid, save([](SaveArgs& a) { a.workspace.data = nullptr; })});
+      calls.push_back(
+          {"workspace.data", kInvalid, save([](SaveArgs& a) { a.workspace.data = nullptr; })});
       calls.push_back({"workspace.bytes", StatusCode::workspace_too_small,
                        save([](SaveArgs& a) { --a.workspace.bytes; })});
       calls.push_back({"workspace.bytes", StatusCode::workspace_too_small,

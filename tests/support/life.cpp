@@ -8,8 +8,7 @@
 namespace quarry::test {
 
 void World::copy_keys(int from_page, int to_page) {
-  const std::int64_t size =
-      static_cast<std::int64_t>(cache_.page_size) * cache_.heads * cache_.dim;
+  const std::int64_t size = static_cast<std::int64_t>(cache_.page_size) * cache_.heads * cache_.dim;
   std::copy_n(cache_.keys.begin() + from_page * size, size, cache_.keys.begin() + to_page * size);
 }
 
@@ -67,9 +66,8 @@ Status World::copy_pages(const std::vector<std::int32_t>& from,
                          const std::vector<std::int32_t>& to) {
   ++step_;
   DeviceBuffer<std::int32_t> from_buffer(setup_.backend, from), to_buffer(setup_.backend, to);
-  const Status s =
-      indexer_.copy_pages(from_buffer.data(), to_buffer.data(),
-                          static_cast<std::int32_t>(from.size()), launcher_.stream());
+  const Status s = indexer_.copy_pages(from_buffer.data(), to_buffer.data(),
+                                       static_cast<std::int32_t>(from.size()), launcher_.stream());
   launcher_.synchronize();
   if (!s.ok()) return s;
   for (std::size_t i = 0; i < from.size(); ++i) {

@@ -69,9 +69,8 @@ Soak::Soak(const SoakSetup& setup)
                    need_.transfer_workspace_bytes}));
   for (int i = 0; i < (c.shared_codebook ? 1 : 3); ++i) {
     Codebook book;
-    book.centroids =
-        normals(random_, row / oracle_.dsub() * static_cast<std::size_t>(oracle_.ksub()) *
-                             oracle_.dcent());
+    book.centroids = normals(
+        random_, row / oracle_.dsub() * static_cast<std::size_t>(oracle_.ksub()) * oracle_.dcent());
     books_.push_back(book);
   }
   book_ = std::make_unique<DeviceBuffer<float>>(b, books_[0].centroids);
@@ -170,8 +169,8 @@ void Soak::take_steps() {
   status_->fill(0);
   list_->fill(0x5b);
   NextArgs args;
-  args.batch = {batch.batch_size, tokens,  slots_->data(), lengths_->data(), counts_of_->data(),
-                nullptr,          nullptr};
+  args.batch = {batch.batch_size,   tokens,  slots_->data(), lengths_->data(),
+                counts_of_->data(), nullptr, nullptr};
   args.keys = key_view(table_->data());
   const std::int64_t d = c.head_dim, heads = c.num_query_heads;
   args.queries = {queries_->data(), DType::float32, tokens * heads * d, heads * d, d};
@@ -212,8 +211,8 @@ void Soak::check(const HostBatch& batch, const std::vector<float>& queries) {
   for (std::size_t r = 0; r < rows.size(); ++r) {
     if (lens[r] < 0 || lens[r] > max_list) return fail("list_lengths " + std::to_string(lens[r]));
     const auto first = lists.begin() + static_cast<std::ptrdiff_t>(r) * max_list;
-    const std::string difference =
-        compare(oracle_.config(), rows[r], std::vector<std::int32_t>(first, first + lens[r]), false);
+    const std::string difference = compare(
+        oracle_.config(), rows[r], std::vector<std::int32_t>(first, first + lens[r]), false);
     if (!difference.empty()) fail("row " + std::to_string(r) + ": " + difference);
     if (std::any_of(first + lens[r], first + max_list, [](int p) { return p != -1; })) {
       fail("row " + std::to_string(r) + " is not -1 behind its list");

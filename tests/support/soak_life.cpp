@@ -31,8 +31,7 @@ void Soak::drop_page(int page) {
 bool Soak::copy_on_write(Sequence& s, std::size_t index) {
   const int from = s.pages[index], to = take_page();
   if (to < 0) return false;
-  const std::size_t size =
-      static_cast<std::size_t>(cache_.page_size) * cache_.heads * cache_.dim;
+  const std::size_t size = static_cast<std::size_t>(cache_.page_size) * cache_.heads * cache_.dim;
   std::copy_n(cache_.keys.begin() + from * size, size, cache_.keys.begin() + to * size);
   pairs_->upload({from, to});
   if (!call("copy_pages", "copy_pages", [&](Stream stream) {
@@ -105,9 +104,8 @@ void Soak::join_by_prompt(int slot) {
     CodebookArgs args;
     args.slot = slot;
     args.codebooks = book_->data();
-    if (!call("set_codebook", "", [&](Stream stream) {
-          return indexer_.set_codebook(args, stream);
-        })) {
+    if (!call("set_codebook", "",
+              [&](Stream stream) { return indexer_.set_codebook(args, stream); })) {
       return;
     }
     oracle_.set_codebook(slot, book);
