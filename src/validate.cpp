@@ -124,8 +124,8 @@ Status check_indices(const Plan& plan, const NextArgs& args) {
   if (args.indices != nullptr || !physical) {
     if (Status s = check_pointer("indices", args.indices, 4); !s.ok()) return s;
   }
-  if (Status s = check_optional("physical_indices64", args.physical_indices64, 8); !s.ok())
-    return s;
+  const Status wide = check_optional("physical_indices64", args.physical_indices64, 8);
+  if (!wide.ok()) return wide;
   if (args.physical_indices == nullptr) return {};
   const std::int64_t slots = plan.view.num_pages * plan.view.page_size;
   if (slots > std::int64_t{1} << 31) {

@@ -11,6 +11,7 @@
 
 #include "support/backends.h"
 #include "support/scenario.h"
+#include "validate.h"
 
 namespace quarry::test {
 namespace {
@@ -343,6 +344,35 @@ TEST_P(LifeMisuse, PhysicalIndicesAreRefusedByName) {
   world.next(lengths({1, 0, 0}));
   EXPECT_TRUE(world.indexer().next(fine, world.launcher().stream()).ok());
   world.launcher().synchronize();
+}
+
+// Such a cache is too large to make here; what checks it needs no memory.
+TEST(PhysicalIndices, BeyondInt32OnlyTheWideOnesDo) {
+  IndexerConfig c = guarded_config(true), resolved_config;
+  const std::int64_t fits = (std::int64_t{1} << 31) / c.page_size;
+  alignas(256) static std::int64_t memory[64];
+  for (const std::int64_t pages : {fits, fits + 1}) {
+    c.num_pages = pages;
+    ASSERT_TRUE(resolve(c, Backend::cpu, &resolved_config).ok());
+    Plan plan;
+    ASSERT_TRUE(make_plan(resolved_config, *stages_of(Backend::cpu), &plan).ok());
+    std::vector<HostSlot> slots(3);
+    NextArgs args;
+    args.batch.batch_size = 1;
+    args.batch.lengths = reinterpret_cast<const std::int32_t*>(memory);
+    args.keys = {memory, DType::float32, 16 * 64, 64, 32, args.batch.lengths, 100};
+    args.queries = {memory, DType::float32, 128, 128, 32};
+    args.index_stride = plan.max_list;
+    args.list_lengths = reinterpret_cast<std::int32_t*>(memory);
+    args.physical_indices64 = memory;
+    Status s = check_next(plan, resolved_config, args, slots.data());
+    EXPECT_TRUE(s.ok()) << s.detail();
+    args.physical_indices = args.list_lengths;
+    s = check_next(plan, resolved_config, args, slots.data());
+    EXPECT_EQ(s.ok(), pages == fits) << s.detail();
+    if (s.ok()) continue;
+    EXPECT_NE(std::string(s.detail()).find("physical_indices"), std::string::npos);
+  }
 }
 
 TEST_P(LifeMisuse, AnEmptyIndexerRefusesEverything) {
