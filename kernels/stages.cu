@@ -12,7 +12,9 @@
 #include "scan/scan.h"
 #include "score/score.h"
 #include "select/select.h"
+#include "state/share.h"
 #include "state/state.h"
+#include "state/transfer.h"
 #include "train/train.h"
 
 namespace quarry::cuda {
@@ -112,6 +114,13 @@ const Stages stages = {
     reset,
     codes,
     codebook,
+    attach,
+    copy_pages,
+    fork,
+    export_section,
+    import_section,
+    synchronize,
+    /*transfer_scratch_bytes=*/kTransferBytes,
     select_scratch_bytes,
     scan_scratch_bytes,
     train_scratch_bytes,

@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "params.h"
+#include "section.h"
 
 namespace quarry {
 
@@ -34,6 +35,16 @@ struct Stages {
   Status (*reset)(const ResetParams&, const Launch&) noexcept;
   Status (*codes)(const CodesParams&, const Launch&) noexcept;
   Status (*codebook)(const CodebookParams&, const Launch&) noexcept;
+  Status (*attach)(const AttachParams&, const Launch&) noexcept;
+  Status (*copy_pages)(const CopyPagesParams&, const Launch&) noexcept;
+  Status (*fork)(const ForkParams&, const Launch&) noexcept;
+
+  /// save(), restore(): between the index and host memory. What export_section() gives is
+  /// there once synchronize() has returned; import_section() has read its input on return.
+  Status (*export_section)(const SectionParams&, void* out, const Launch&) noexcept;
+  Status (*import_section)(const SectionParams&, const void* in, const Launch&) noexcept;
+  Status (*synchronize)(const Launch&) noexcept;
+  std::size_t transfer_scratch_bytes;  ///< device memory those two are staged in
 
   /// Scratch a stage wants beside what plan.h carves for every backend; may be 0.
   std::size_t (*select_scratch_bytes)(std::int32_t rows, std::int32_t k,

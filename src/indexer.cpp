@@ -3,42 +3,11 @@
 
 #include <new>
 #include <utility>
-#include <vector>
 
-#include "backend.h"
-#include "plan.h"
+#include "impl.h"
 #include "step.h"
-#include "validate.h"
 
 namespace quarry {
-
-struct Indexer::Impl {
-  ~Impl() {
-    if (owned != nullptr) stages->release(owned);
-  }
-
-  IndexerConfig config;
-  Device device;
-  const Stages* stages = nullptr;
-  Launch launch;  // of a call: its stream is set
-  Plan plan{};
-  void* owned = nullptr;  // index memory, where the caller brought none
-  std::vector<HostSlot> slots;
-
-  Launch on(Stream stream) const noexcept {
-    Launch l = launch;
-    l.stream = stream;
-    return l;
-  }
-};
-
-namespace {
-
-Status not_created() {
-  return Status(StatusCode::invalid_argument, "the Indexer is empty: create() it first");
-}
-
-}  // namespace
 
 Indexer::Indexer() noexcept = default;
 Indexer::~Indexer() = default;
@@ -122,8 +91,8 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
   if (im.plan.trains && (args.retrain || !slot.built || uncertain)) {
     if (args.rotation != nullptr) {
       // Nothing reads the slot's rotations before it has a codebook, so this is no change yet.
-      const SetCodebookParams rotations{im.plan.view, args.slot,     nullptr,
-                                        nullptr,      args.rotation, args.query_rotation};
+      const SetCodebookParams rotations{im.plan.view,  args.slot,           nullptr, nullptr,
+                                        args.rotation, args.query_rotation, 0};
       if (Status s = im.stages->set_codebook(rotations, l); !s.ok()) return s;
     }
     TrainParams& train = buffers.train;
@@ -131,6 +100,8 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
     train.step = step;
     train.keys = args.keys;
     train.keep_codebook = !args.retrain && slot.built;
+    // One that may be kept keeps its id; if there was none, nothing has used the id yet.
+    train.codebook_id = train.keep_codebook ? slot.codebook_id : fresh_codebook_id();
     train.iterations = im.config.kmeans_iterations;
     train.seed = im.config.seed;
     train.num_positions = positions;
@@ -138,6 +109,7 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
     if (Status s = im.stages->train(train, l); !s.ok()) return s;
     slot.certain = im.stages->train_is_synchronous || (slot.built && slot.certain);
     slot.built = true;
+    slot.codebook_id = train.codebook_id;
     slot.rotation = slot.rotation || args.rotation != nullptr;
   }
   return im.stages->encode({im.plan.view, step, args.keys}, l);
@@ -181,12 +153,13 @@ Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_codebook(im.plan, im.config, args); !s.ok()) return s;
-  const SetCodebookParams params{im.plan.view, args.slot,     args.codebooks,
-                                 args.phi,     args.rotation, args.query_rotation};
+  const SetCodebookParams params{im.plan.view,  args.slot,           args.codebooks,     args.phi,
+                                 args.rotation, args.query_rotation, fresh_codebook_id()};
   if (Status s = im.stages->set_codebook(params, im.on(stream)); !s.ok()) return s;
   for (std::int32_t slot = 0; slot < im.config.max_sequences; ++slot) {
     if (args.slot == -1 || args.slot == slot) {
-      im.slots[static_cast<std::size_t>(slot)] = {true, im.config.rotation, true, false};
+      im.slots[static_cast<std::size_t>(slot)] = {true, im.config.rotation, true, false,
+                                                  params.codebook_id};
     }
   }
   return {};

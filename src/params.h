@@ -60,6 +60,7 @@ struct IndexView {
 
   std::int32_t* seen;           ///< [max_sequences]: n of the last call, 0 at first
   std::uint32_t* has_codebook;  ///< [max_sequences]: 0 or 1
+  std::uint64_t* codebook_ids;  ///< [max_sequences]: which content it has, 0 where none
 };
 
 /// The batch of one call, and where its per-sequence state is kept for the later stages.
@@ -103,6 +104,7 @@ struct TrainParams {
   /// Leave a slot that has a codebook as it is: what the host could not know, since on CUDA
   /// an earlier training may have failed on the device.
   bool keep_codebook;
+  std::uint64_t codebook_id;  ///< of what is trained
   std::int32_t iterations;
   std::uint64_t seed;
   std::int32_t num_positions;  ///< encoded positions, finite or not
@@ -196,7 +198,7 @@ struct EmitParams {
   const RowState* rows;
   const std::int32_t* heavy;         ///< [rows, heavy_size], ascending
   const std::int32_t* heavy_counts;  ///< [rows]
-  std::int32_t* indices;             ///< [rows, index_stride]
+  std::int32_t* indices;             ///< [rows, index_stride] or null
   std::int64_t index_stride;
   std::int32_t* list_lengths;  ///< [rows]
   float* weights;              ///< [rows, index_stride] or null
@@ -204,6 +206,8 @@ struct EmitParams {
   std::int64_t dense_stride;
   const std::int32_t* previous_indices;  ///< [rows, index_stride] or null
   const std::int32_t* previous_lengths;
+  std::int32_t* physical_indices;    ///< [rows, index_stride] or null
+  std::int64_t* physical_indices64;  ///< the same, wide
 };
 
 /// Algorithm `scan`: a whole step. What it writes is what the stages above would, byte for byte.
@@ -223,6 +227,7 @@ struct SetCodebookParams {
   IndexView index;
   std::int32_t slot;  ///< -1: all
   const float *codebooks, *phi, *rotation, *query_rotation;
+  std::uint64_t codebook_id;  ///< of `codebooks`
 };
 
 struct TruncateParams {
@@ -230,6 +235,32 @@ struct TruncateParams {
   const std::int32_t* slots;
   const std::int32_t* lengths;
   std::int32_t count;
+};
+
+/// attach: seen[slot] = length for every entry whose slot has the codebook `codebook_id`.
+struct AttachParams {
+  IndexView index;
+  const std::int32_t* slots;  ///< null: 0 .. count-1
+  const std::int32_t* lengths;
+  std::int32_t count;
+  std::uint64_t codebook_id;
+  std::uint32_t* device_status;  ///< [count] or null
+};
+
+/// copy_pages: codes and means of page from[i] to page to[i].
+struct CopyPagesParams {
+  IndexView index;
+  const std::int32_t *from, *to;
+  std::int32_t count;
+};
+
+/// fork: to_slot becomes what from_slot is, of positions below `length` at most. The index of
+/// a page is copied where the two block tables differ; without tables the slots' own.
+struct ForkParams {
+  IndexView index;
+  std::int32_t from_slot, to_slot;
+  const std::int32_t *from_table, *to_table;
+  std::int32_t length;
 };
 
 struct ResetParams {
@@ -299,6 +330,51 @@ QUARRY_HD inline std::int32_t codebook_of(const IndexView& ix, std::int32_t slot
 QUARRY_HD inline std::int64_t row_of(const StepView& step, std::int32_t list_heads, std::int32_t b,
                                      std::int32_t t, std::int32_t h) {
   return (static_cast<std::int64_t>(b) * step.query_tokens + t) * list_heads + h;
+}
+
+/// The cache's slot that holds `position`: page * page_size + position in the page.
+QUARRY_HD inline std::int64_t physical_slot(const IndexView& ix, const std::int32_t* table_row,
+                                            std::int32_t slot, std::int32_t position) {
+  return page_of(ix, table_row, slot, position) * ix.page_size + position % ix.page_size;
+}
+
+/// Where a row's positions lie in the cache, for physical indices.
+struct RowPages {
+  const std::int32_t* table;
+  std::int32_t slot;
+};
+
+QUARRY_HD inline bool wants_physical(const EmitParams& p) {
+  return p.physical_indices != nullptr || p.physical_indices64 != nullptr;
+}
+
+/// Nothing is read where no physical indices are asked for.
+QUARRY_HD inline RowPages row_pages(const EmitParams& p, std::int64_t row) {
+  if (!wants_physical(p)) return {nullptr, -1};
+  const std::int64_t rows = std::int64_t{p.step.query_tokens} * p.list_heads;
+  const auto b = static_cast<std::int32_t>(row / rows);
+  // A row with entries has a slot in range: no need to wait for states[b].
+  return {block_table_row(p.step, b), p.step.slots == nullptr ? b : p.step.slots[b]};
+}
+
+/// Entry i of a row's physical indices; `position` is -1 past the list.
+QUARRY_HD inline void put_physical(const EmitParams& p, std::int64_t row, std::int32_t i,
+                                   std::int32_t position, const RowPages& pages) {
+  const std::int64_t at = row * p.index_stride + i;
+  const std::int64_t physical =
+      position < 0 ? -1 : physical_slot(p.index, pages.table, pages.slot, position);
+  if (p.physical_indices != nullptr) p.physical_indices[at] = static_cast<std::int32_t>(physical);
+  if (p.physical_indices64 != nullptr) p.physical_indices64[at] = physical;
+}
+
+/// Entry i of a row's list, `position` -1 past its end, into every list-aligned output: what
+/// whoever writes lists entry by entry writes them through.
+QUARRY_HD inline void put_entry(const EmitParams& p, std::int64_t row, std::int32_t i,
+                                std::int32_t position, const RowPages& pages) {
+  const std::int64_t at = row * p.index_stride + i;
+  if (p.indices != nullptr) p.indices[at] = position;
+  if (p.weights != nullptr) p.weights[at] = position >= 0 ? 1.0f : 0.0f;
+  if (wants_physical(p)) put_physical(p, row, i, position, pages);
 }
 
 /// The state of sequence b, without a look at its block table (stage encode does that).

@@ -94,6 +94,7 @@ void carve_index(Arena& arena, Plan* plan) noexcept {
       (arena.bytes() - before) / static_cast<std::size_t>(v.codebook_slots);
   v.seen = arena.take<std::int32_t>(v.max_sequences);
   v.has_codebook = arena.take<std::uint32_t>(v.max_sequences);
+  v.codebook_ids = arena.take<std::uint64_t>(v.max_sequences);
 }
 
 NextBuffers carve_next(Arena& arena, const Plan& plan, const Stages& stages,
@@ -194,6 +195,7 @@ Status make_plan(const IndexerConfig& c, const Stages& stages, Plan* out) noexce
   m.index_bytes = index.bytes();
   m.next_workspace_bytes = next_bytes;
   m.build_workspace_bytes = build.bytes();
+  m.transfer_workspace_bytes = stages.transfer_scratch_bytes;
   m.alignment = kAlignment;
   m.code_bytes_per_key = plan.view.code_bytes;
   if (c.block_size > 0) {

@@ -76,6 +76,8 @@ EmitParams make_emit(const Plan& plan, const NextArgs& args, const StepView& ste
   emit.dense_stride = args.dense_stride;
   emit.previous_indices = args.previous_indices;
   emit.previous_lengths = args.previous_lengths;
+  emit.physical_indices = args.physical_indices;
+  emit.physical_indices64 = args.physical_indices64;
   return emit;
 }
 

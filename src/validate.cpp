@@ -65,21 +65,23 @@ Status check_stride(const char* name, std::int64_t stride, std::int64_t least) {
 }
 
 /// Refuses a slot that is given twice; `slots[].marked` is false before and after.
-Status check_distinct(const Plan& plan, const Batch& batch, HostSlot* slots) {
+Status check_distinct(const char* name, const Plan& plan, const std::int32_t* host_slots,
+                      std::int32_t count, HostSlot* slots) {
   Status status;
   std::int32_t b = 0;
-  for (; b < batch.batch_size && status.ok(); ++b) {
-    const std::int32_t slot = batch.host_slots[b];
+  for (; b < count && status.ok(); ++b) {
+    const std::int32_t slot = host_slots[b];
     if (slot >= plan.view.max_sequences) {
-      status = out_of_range("batch.host_slots entry", slot, 0, plan.view.max_sequences - 1);
+      status = Status(StatusCode::out_of_range, "%s entry is %d, must be at most %d", name, slot,
+                      plan.view.max_sequences - 1);
     } else if (slot >= 0 && slots[slot].marked) {
-      status = Status(StatusCode::invalid_argument, "batch.host_slots holds %d twice", slot);
+      status = Status(StatusCode::invalid_argument, "%s holds %d twice", name, slot);
     } else if (slot >= 0) {
       slots[slot].marked = true;
     }
   }
   while (b-- > 0) {
-    const std::int32_t slot = batch.host_slots[b];
+    const std::int32_t slot = host_slots[b];
     if (slot >= 0 && slot < plan.view.max_sequences) slots[slot].marked = false;
   }
   return status;
@@ -88,7 +90,11 @@ Status check_distinct(const Plan& plan, const Batch& batch, HostSlot* slots) {
 /// The caller's host copies: everything only the device would find out later.
 Status check_host_copies(const Plan& plan, const Batch& batch, HostSlot* slots) {
   if (batch.host_slots != nullptr) {
-    if (Status s = check_distinct(plan, batch, slots); !s.ok()) return s;
+    if (Status s =
+            check_distinct("batch.host_slots", plan, batch.host_slots, batch.batch_size, slots);
+        !s.ok()) {
+      return s;
+    }
   }
   if (batch.host_lengths == nullptr) return {};
   for (std::int32_t b = 0; b < batch.batch_size; ++b) {
@@ -112,7 +118,38 @@ Status check_host_copies(const Plan& plan, const Batch& batch, HostSlot* slots) 
   return {};
 }
 
+/// The lists: positions, physical slots, or both.
+Status check_indices(const Plan& plan, const NextArgs& args) {
+  const bool physical = args.physical_indices != nullptr || args.physical_indices64 != nullptr;
+  if (args.indices != nullptr || !physical) {
+    if (Status s = check_pointer("indices", args.indices, 4); !s.ok()) return s;
+  }
+  const Status wide = check_optional("physical_indices64", args.physical_indices64, 8);
+  if (!wide.ok()) return wide;
+  if (args.physical_indices == nullptr) return {};
+  const std::int64_t slots = plan.view.num_pages * plan.view.page_size;
+  if (slots > std::int64_t{1} << 31) {
+    return Status(StatusCode::invalid_argument,
+                  "physical_indices is given, but the cache has %lld slots, beyond int32: use "
+                  "physical_indices64",
+                  static_cast<long long>(slots));
+  }
+  return check_pointer("physical_indices", args.physical_indices, 4);
+}
+
 }  // namespace
+
+Status check_slot(const char* name, const IndexerConfig& config, std::int32_t slot) noexcept {
+  if (slot >= 0 && slot < config.max_sequences) return {};
+  return out_of_range(name, slot, 0, config.max_sequences - 1);
+}
+
+Status check_table(const char* name, const Plan& plan, const std::int32_t* table) noexcept {
+  if (plan.paged) return check_pointer(name, table, 4);
+  if (table == nullptr) return {};
+  return Status(StatusCode::invalid_argument,
+                "%s is given, must be null where config.page_size is 0", name);
+}
 
 Status check_pointer(const char* name, const void* pointer, std::size_t alignment) noexcept {
   if (pointer == nullptr) return Status(StatusCode::invalid_argument, "%s is null", name);
@@ -177,7 +214,7 @@ Status check_next(const Plan& plan, const IndexerConfig& config, const NextArgs&
   if (Status s = check_batch(plan, config, args.batch, slots); !s.ok()) return s;
   if (Status s = check_keys(plan, args.keys, config.max_seq_len, true); !s.ok()) return s;
   if (Status s = check_queries(config, args.batch, args.queries); !s.ok()) return s;
-  if (Status s = check_pointer("indices", args.indices, 4); !s.ok()) return s;
+  if (Status s = check_indices(plan, args); !s.ok()) return s;
   if (Status s = check_stride("index_stride", args.index_stride, plan.max_list); !s.ok()) return s;
   if (Status s = check_pointer("list_lengths", args.list_lengths, 4); !s.ok()) return s;
   if (Status s = check_optional("weights", args.weights, 4); !s.ok()) return s;
@@ -195,7 +232,7 @@ Status check_next(const Plan& plan, const IndexerConfig& config, const NextArgs&
   if (!previous) return {};
   if (Status s = check_pointer("previous_indices", args.previous_indices, 4); !s.ok()) return s;
   if (Status s = check_pointer("previous_lengths", args.previous_lengths, 4); !s.ok()) return s;
-  if (args.previous_indices == args.indices) {
+  if (args.indices != nullptr && args.previous_indices == args.indices) {
     return Status(StatusCode::invalid_argument, "previous_indices is indices, must be another");
   }
   if (args.previous_lengths == args.list_lengths) {
@@ -255,6 +292,38 @@ Status check_build(const Plan& plan, const IndexerConfig& config, const BuildArg
                   encoded_positions(plan.view, args.length), plan.view.ksub);
   }
   return {};
+}
+
+Status check_attach(const Plan& plan, const IndexerConfig& config, const AttachArgs& args,
+                    HostSlot* slots) noexcept {
+  if (args.count < 1 || args.count > config.max_sequences) {
+    return out_of_range("count", args.count, 1, config.max_sequences);
+  }
+  if (Status s = check_pointer("lengths", args.lengths, 4); !s.ok()) return s;
+  if (Status s = check_optional("slots", args.slots, 4); !s.ok()) return s;
+  if (Status s = check_optional("device_status", args.device_status, 4); !s.ok()) return s;
+  if (args.host_slots != nullptr) {
+    if (Status s = check_distinct("host_slots", plan, args.host_slots, args.count, slots);
+        !s.ok()) {
+      return s;
+    }
+  }
+  const auto id = [](std::uint64_t v) { return static_cast<unsigned long long>(v); };
+  const bool known = args.host_slots != nullptr || args.slots == nullptr;
+  for (std::int32_t i = 0; known && i < args.count; ++i) {
+    const std::int32_t slot = args.host_slots == nullptr ? i : args.host_slots[i];
+    if (slot < 0 || (slots[slot].built && slots[slot].codebook_id == args.codebook_id)) continue;
+    return Status(StatusCode::invalid_argument, "codebook_id is %llu, slot %d has %llu",
+                  id(args.codebook_id), slot, id(slots[slot].codebook_id));
+  }
+  // Slots that only the device knows: the id must at least be somebody's.
+  bool anybody = known;
+  for (std::int32_t slot = 0; slot < config.max_sequences && !anybody; ++slot) {
+    anybody = slots[slot].built && slots[slot].codebook_id == args.codebook_id;
+  }
+  if (anybody) return {};
+  return Status(StatusCode::invalid_argument, "codebook_id is %llu, which no slot has",
+                id(args.codebook_id));
 }
 
 Status check_codebook(const Plan& plan, const IndexerConfig& config,

@@ -95,8 +95,9 @@ struct Device {
 /// Bytes, exact. Workspaces are aligned to `alignment` and are the caller's.
 struct MemoryRequirements {
   std::size_t index_bytes = 0;  ///< codes, means, codebooks and state, held from create() on
-  std::size_t next_workspace_bytes = 0;   ///< for any next() or append() of this configuration
-  std::size_t build_workspace_bytes = 0;  ///< for any build() of this configuration
+  std::size_t next_workspace_bytes = 0;      ///< for any next() or append() of this configuration
+  std::size_t build_workspace_bytes = 0;     ///< for any build() of this configuration
+  std::size_t transfer_workspace_bytes = 0;  ///< for any save() or restore()
   std::size_t alignment = 256;
 
   // What index_bytes is made of, for planning: a key and KV head, and a slot (or, with

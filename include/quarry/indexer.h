@@ -25,6 +25,7 @@ enum DeviceStatusBit : std::uint32_t {
   kNotBuilt = 1u << 3,          ///< no codebook beyond the dense range; the list is sink + window
   kTooFewKeys = 1u << 4,        ///< build() found fewer than ksub finite keys (CUDA); not built
   kQueryCountOutOfRange = 1u << 5,  ///< query_counts[b] < 0 or > T
+  kCodebookMismatch = 1u << 6,      ///< attach(): the slot has another codebook, or none; ignored
 };
 
 /// In this file "device memory" means memory the backend's device can read and write:
@@ -77,9 +78,18 @@ struct NextArgs {
 
   /// Device memory int32 [rows, index_stride], rows = B * T * list heads, row
   /// (b * T + t) * heads + h: ascending positions, then -1 to max_list_length().
+  /// May be null where physical indices are given.
   std::int32_t* indices = nullptr;
   std::int64_t index_stride = 0;         ///< at least max_list_length()
   std::int32_t* list_lengths = nullptr;  ///< device memory int32 [rows]
+
+  /// Optional, device memory [rows, index_stride], entry by entry beside `indices`: where in
+  /// the cache the listed position lies, block_table[p / page_size] * page_size +
+  /// p % page_size, or slot * max_seq_len + p in a contiguous cache; -1 past the list. In
+  /// ascending order of positions, not of slots. int32 where every slot of the cache fits
+  /// (num_pages * page_size <= 2^31), or int64, or both.
+  std::int32_t* physical_indices = nullptr;
+  std::int64_t* physical_indices64 = nullptr;
 
   /// Optional, device memory float32 [rows, index_stride]: 1 at listed entries, 0 from the
   /// list's length to max_list_length().
@@ -131,6 +141,54 @@ struct CodebookArgs {
   const float* query_rotation = nullptr;  ///< [Hkv, d, d], with config.rotation alone
 };
 
+/// A prefix-cache hit: positions below lengths[i] of slot slots[i] are encoded in the pages
+/// that the sequence's block table names (by the sequence that filled them).
+struct AttachArgs {
+  /// Device memory int32 [count], all distinct; negative: inactive. Null: 0 .. count-1.
+  const std::int32_t* slots = nullptr;
+  const std::int32_t* lengths = nullptr;  ///< device memory int32 [count], 0 .. max_seq_len
+  std::int32_t count = 0;                 ///< 1 .. max_sequences
+  /// codebook_id() of the slot that encoded the pages, when it did.
+  std::uint64_t codebook_id = 0;
+  /// Optional host copy of `slots`: a slot out of range, repeated, or with another codebook is
+  /// then refused before anything is launched. Not read after the call returns.
+  const std::int32_t* host_slots = nullptr;
+  /// Optional, device memory uint32 [count]: DeviceStatusBit bits are ORed in.
+  std::uint32_t* device_status = nullptr;
+};
+
+/// One sequence becomes two: `to_slot` takes over what `from_slot` has.
+struct ForkArgs {
+  std::int32_t from_slot = 0;
+  std::int32_t to_slot = 0;  ///< another slot; what it held is replaced
+  /// Positions taken over, at most; -1: all that from_slot has seen.
+  std::int32_t length = -1;
+  /// Device memory, the two sequences' block table rows, of which entries up to the last
+  /// position taken over are read; both null where config.page_size is 0.
+  const std::int32_t* from_block_table = nullptr;
+  const std::int32_t* to_block_table = nullptr;
+};
+
+/// A sequence's index to host memory.
+struct SaveArgs {
+  std::int32_t slot = 0;
+  std::int32_t length = -1;  ///< positions saved, at most; -1: all that the slot has seen
+  const std::int32_t* block_table = nullptr;  ///< device memory, the sequence's row, or null
+  Workspace workspace;                        ///< transfer_workspace_bytes
+  void* data = nullptr;                       ///< host memory
+  std::size_t capacity = 0;                   ///< of `data`
+  std::size_t* bytes = nullptr;               ///< host memory: bytes written
+};
+
+/// A sequence's index from host memory. `data` is not trusted.
+struct RestoreArgs {
+  std::int32_t slot = 0;
+  const std::int32_t* block_table = nullptr;  ///< device memory, the sequence's row, or null
+  Workspace workspace;                        ///< transfer_workspace_bytes
+  const void* data = nullptr;                 ///< host memory
+  std::size_t bytes = 0;
+};
+
 /// One layer's index: max_sequences slots of codes, block means and codebooks.
 ///
 /// Calls of one Indexer must be ordered by the caller: on CUDA by the stream, on the CPU
@@ -180,6 +238,60 @@ class Indexer {
   /// Forgets a slot's positions and, without shared_codebook, its codebook.
   Status reset(std::int32_t slot, Stream stream) noexcept;
 
+  /// A prefix-cache hit: sets what slots have seen to `lengths`, and nothing else, so that
+  /// next() goes on from there. Index storage lies beside the cache's slots: pages shared
+  /// through the block table share codes and means. An entry is ignored, with its bit in
+  /// device_status, where its slot or length is out of range or its slot has another codebook
+  /// than codebook_id (invalid_argument where the host knows). Stream-ordered, capturable.
+  ///
+  /// A next() or append() of length n afterwards writes no code or mean of a position below
+  /// shareable_positions(min(length, n - 1)). The pages of the positions from there on must be
+  /// the sequence's own: the engine copies a key page, copy_pages() its index.
+  Status attach(const AttachArgs& args, Stream stream) noexcept;
+
+  /// How many of a sequence's first `length` positions lie in pages that it can share while it
+  /// or another grows beyond them: `length` rounded down to whole pages and whole blocks. Of
+  /// those from there on, each sequence that writes keys needs its own copy, also of whole
+  /// pages of a block that is not complete: its codes will be residuals from a mean of keys
+  /// that are not written yet. 0 for a length out of range.
+  std::int32_t shareable_positions(std::int32_t length) const noexcept;
+
+  /// Copies codes and means of page from_pages[i] to page to_pages[i]: what an engine calls
+  /// beside its own copy of a page's keys (copy-on-write). Both int32 [count] in device memory;
+  /// no page may be both copied to and named again. Entries out of range are ignored. Paged
+  /// caches alone. Stream-ordered, capturable.
+  Status copy_pages(const std::int32_t* from_pages, const std::int32_t* to_pages,
+                    std::int32_t count, Stream stream) noexcept;
+
+  /// One sequence becomes two. Pages that both block tables name are shared; where the tables
+  /// differ the page's index is copied (a contiguous cache: the slot's), as the engine copies
+  /// its keys. The engine makes the tables differ from shareable_positions(length) on, before
+  /// either sequence writes a key; then neither sees the other. Codebook, rotations, phi and
+  /// codebook_id of from_slot are copied too, where the configuration has one a slot, or
+  /// their absence. Stream-ordered, capturable.
+  Status fork(const ForkArgs& args, Stream stream) noexcept;
+
+  /// Which codebook a slot has: a number that no other content of a codebook has in this
+  /// process; 0 where it has none or the slot is out of range. set_codebook() of all slots
+  /// gives all the same, fork() the source's, each training a new one.
+  std::uint64_t codebook_id(std::int32_t slot) const noexcept;
+
+  /// Writes the slot's index to host memory, in the byte format of docs/design.md: the same
+  /// bytes on every backend for the same codes. Waits for the stream, so it cannot be captured.
+  /// not_built where the slot has no codebook. With too small a capacity (or data null and
+  /// capacity 0) invalid_argument, and *bytes is what it takes.
+  Status save(const SaveArgs& args, Stream stream) const noexcept;
+
+  /// Bytes save() writes of a slot that has seen `length` positions; 0 for one out of range.
+  std::size_t saved_bytes(std::int32_t length) const noexcept;
+
+  /// The slot goes on where the saved one was: codes, means, what it has seen and, without
+  /// shared_codebook, its codebook (a slot that has the same already keeps its codebook_id).
+  /// With shared_codebook the codebook must be the one that encoded the saved positions. The
+  /// sequence's pages must be its own. What does not fit this Indexer, or is not as it was
+  /// written, is refused by name and nothing changes. Waits for the stream.
+  Status restore(const RestoreArgs& args, Stream stream) noexcept;
+
   /// Writes the codes of positions first .. first+count-1, unpacked, as uint8
   /// [count, Hkv, m] to device memory `out`. Positions not encoded give unspecified codes.
   /// `block_table` as in BuildArgs::keys, null where page_size is 0.
@@ -203,5 +315,15 @@ class Indexer {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// What save() wrote, for an engine that must find pages before it restores.
+struct SavedSequence {
+  std::int32_t length = 0;          ///< positions the index had seen
+  bool has_codebook = false;        ///< the bytes hold codebooks, not just their checksum
+  std::uint64_t codebook_hash = 0;  ///< of codebooks, phi and rotations
+};
+
+/// Reads the header of saved bytes, after all checks that need no Indexer.
+Status read_saved(const void* data, std::size_t bytes, SavedSequence* out) noexcept;
 
 }  // namespace quarry

@@ -44,12 +44,14 @@ __device__ __forceinline__ std::int32_t lower_bound(const std::int32_t* values, 
   return low;
 }
 
-/// Entries [start, stop) of a row: the list, -1 past its end, weights beside it. The thread
-/// block with entry 0 writes the length. `heavy`: the row's selection, ascending.
+/// Entries [start, stop) of a row: the list, -1 past its end, weights and physical indices
+/// beside it. The thread block with entry 0 writes the length. `heavy`: the row's selection,
+/// ascending.
 __device__ __forceinline__ void emit_list(const EmitParams& p, const List& list,
                                           const std::int32_t* heavy, std::int64_t row,
                                           std::int32_t start, std::int32_t stop) {
   const std::int32_t length = min(list.length(), p.max_list);
+  const RowPages pages = row_pages(p, row);
   const auto threads = static_cast<std::int32_t>(blockDim.x);
   for (std::int32_t i = start + static_cast<std::int32_t>(threadIdx.x); i < stop; i += threads) {
     std::int32_t position = -1;
@@ -60,8 +62,7 @@ __device__ __forceinline__ void emit_list(const EmitParams& p, const List& list,
     } else if (i < length) {
       position = list.window_from + (i - list.sink - list.heavy);
     }
-    p.indices[row * p.index_stride + i] = position;
-    if (p.weights != nullptr) p.weights[row * p.index_stride + i] = i < length ? 1.0f : 0.0f;
+    put_entry(p, row, i, position, pages);
   }
   if (start == 0 && threadIdx.x == 0) p.list_lengths[row] = length;
 }

@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads) set_codebook_kernel(SetCodebookParam
   for (std::int32_t i = first; i < ix.max_sequences; i += step) {
     if (!all && i != slot) continue;
     ix.has_codebook[i] = 1;
+    ix.codebook_ids[i] = p.codebook_id;
     if (ix.seen[i] > ix.encode_from) ix.seen[i] = ix.encode_from;
   }
 }
@@ -82,7 +83,9 @@ __global__ void reset_kernel(ResetParams p) {
   let_successor_start();
   if (threadIdx.x != 0) return;
   p.index.seen[p.slot] = 0;
-  if (p.forget_codebook) p.index.has_codebook[p.slot] = 0;
+  if (!p.forget_codebook) return;
+  p.index.has_codebook[p.slot] = 0;
+  p.index.codebook_ids[p.slot] = 0;
 }
 
 // One thread a byte of the output.

@@ -267,7 +267,9 @@ static __global__ void __launch_bounds__(kCommitThreads)
   if (ix.phi != nullptr && first < ix.num_subspaces) {
     ix.phi[to * ix.num_subspaces + first] = p.trained_phi[head * ix.num_subspaces + first];
   }
-  if (leader) ix.has_codebook[slot] = 1;
+  if (!leader) return;
+  ix.has_codebook[slot] = 1;
+  ix.codebook_ids[slot] = p.codebook_id;
 }
 
 }  // namespace quarry::cuda

@@ -25,6 +25,13 @@ Status reset(const ResetParams& p, const Launch& launch) noexcept;
 Status codes(const CodesParams& p, const Launch& launch) noexcept;
 Status codebook(const CodebookParams& p, const Launch& launch) noexcept;
 
+Status attach(const AttachParams& p, const Launch& launch) noexcept;
+Status copy_pages(const CopyPagesParams& p, const Launch& launch) noexcept;
+Status fork(const ForkParams& p, const Launch& launch) noexcept;
+Status export_section(const SectionParams& p, void* out, const Launch& launch) noexcept;
+Status import_section(const SectionParams& p, const void* in, const Launch& launch) noexcept;
+Status synchronize(const Launch& launch) noexcept;
+
 std::size_t select_scratch_bytes(std::int32_t rows, std::int32_t k,
                                  std::int32_t max_candidates) noexcept;
 std::size_t scan_scratch_bytes(const IndexView& index, std::int32_t batch_size,

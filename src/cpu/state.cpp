@@ -59,6 +59,7 @@ Status set_codebook(const SetCodebookParams& p, const Launch&) noexcept {
     // Codes of another codebook mean nothing now: the next call encodes them anew.
     ix.seen[slot] = std::min(ix.seen[slot], ix.encode_from);
     ix.has_codebook[slot] = 1;
+    ix.codebook_ids[slot] = p.codebook_id;
   }
   return Status();
 }
@@ -74,7 +75,9 @@ Status truncate(const TruncateParams& p, const Launch&) noexcept {
 
 Status reset(const ResetParams& p, const Launch&) noexcept {
   p.index.seen[p.slot] = 0;
-  if (p.forget_codebook) p.index.has_codebook[p.slot] = 0;
+  if (!p.forget_codebook) return Status();
+  p.index.has_codebook[p.slot] = 0;
+  p.index.codebook_ids[p.slot] = 0;
   return Status();
 }
 

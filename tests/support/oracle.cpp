@@ -118,6 +118,53 @@ void Oracle::reset(int slot) {
   if (!c_.shared_codebook) built_[slot] = 0;
 }
 
+void Oracle::attach(int slot, int length) {
+  if (slot < 0 || slot >= c_.max_sequences || length < 0 || length > c_.max_seq_len) return;
+  if (built_[slot]) seen_[slot] = length;
+}
+
+void Oracle::fork(int from, int to, int length) {
+  codebooks_[to] = codebooks_[from];
+  built_[to] = built_[from];
+  seen_[to] = length < 0 ? seen_[from] : std::min(seen_[from], length);
+}
+
+void Oracle::copy_page(int from, int to) {
+  const auto move = [&](auto& array, std::int64_t slot_size) {
+    const std::int64_t size = slot_size * page_size();
+    std::copy_n(array.begin() + from * size, size, array.begin() + to * size);
+  };
+  move(codes_, static_cast<std::int64_t>(c_.num_kv_heads) * c_.num_subspaces);
+  if (!means_.empty()) move(means_, static_cast<std::int64_t>(c_.num_kv_heads) * c_.head_dim);
+}
+
+Oracle::Saved Oracle::save(const Pages& pages, int slot, int length) const {
+  Saved s;
+  s.seen = length < 0 ? seen_[slot] : std::min(seen_[slot], length);
+  s.codebook = codebooks_[slot];
+  const int codes = c_.num_kv_heads * c_.num_subspaces, means = c_.num_kv_heads * c_.head_dim;
+  for (int p = 0; p < s.seen; ++p) {
+    const std::int64_t at = cache_slot(pages, p);
+    s.codes.insert(s.codes.end(), codes_.begin() + at * codes, codes_.begin() + (at + 1) * codes);
+    if (means_.empty()) continue;
+    s.means.insert(s.means.end(), means_.begin() + at * means, means_.begin() + (at + 1) * means);
+  }
+  return s;
+}
+
+void Oracle::restore(const Pages& pages, int slot, const Saved& s) {
+  seen_[slot] = s.seen;
+  built_[slot] = 1;
+  codebooks_[slot] = s.codebook;
+  const int codes = c_.num_kv_heads * c_.num_subspaces, means = c_.num_kv_heads * c_.head_dim;
+  for (int p = 0; p < s.seen; ++p) {
+    const std::int64_t at = cache_slot(pages, p);
+    std::copy_n(s.codes.begin() + p * codes, codes, codes_.begin() + at * codes);
+    if (means_.empty()) continue;
+    std::copy_n(s.means.begin() + p * means, means, means_.begin() + at * means);
+  }
+}
+
 int Oracle::encoded_end(int n) const {
   return c_.block_size > 0 ? n / c_.block_size * c_.block_size : n;
 }

@@ -97,6 +97,20 @@ class Oracle {
   void set_codebook(int slot, const Codebook& codebook);
   void truncate(int slot, int length);
   void reset(int slot);
+  void attach(int slot, int length);
+  /// What fork() does to `to`; the pages whose index goes along are the tables' business.
+  void fork(int from, int to, int length);
+  void copy_page(int from, int to);
+
+  /// A sequence apart from the pages it lies in.
+  struct Saved {
+    int seen = 0;
+    Codebook codebook;
+    std::vector<std::uint8_t> codes;  ///< [position][Hkv][m], all below seen
+    std::vector<float> means;         ///< [position][Hkv][d], of blocks' last positions
+  };
+  Saved save(const Pages& pages, int slot, int length) const;
+  void restore(const Pages& pages, int slot, const Saved& saved);
 
   /// Stage encode for one sequence; `restart` is build's: whatever was seen.
   void encode(const Cache& cache, const Pages& pages, int slot, int n, bool restart);

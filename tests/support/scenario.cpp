@@ -134,7 +134,9 @@ struct World::Buffers {
         weights(s.backend, s.weights ? max_rows * index_stride : 0),
         dense(s.backend, s.dense_weights ? max_rows * dense_stride : 0),
         previous_indices(s.backend, s.previous ? max_rows * index_stride : 0),
-        previous_lengths(s.backend, s.previous ? max_rows : 0) {}
+        previous_lengths(s.backend, s.previous ? max_rows : 0),
+        physical(s.backend, s.physical ? max_rows * index_stride : 0),
+        physical64(s.backend, s.physical ? max_rows * index_stride : 0) {}
 
   static std::int64_t key_extent(const Scenario& s, const Oracle& o) {
     const Layout l = key_layout(s, o);
@@ -155,6 +157,8 @@ struct World::Buffers {
   DeviceBuffer<std::int32_t> indices, list_lengths;
   DeviceBuffer<float> weights, dense;
   DeviceBuffer<std::int32_t> previous_indices, previous_lengths;
+  DeviceBuffer<std::int32_t> physical;
+  DeviceBuffer<std::int64_t> physical64;
 };
 
 World::World(const Scenario& setup)
@@ -596,11 +600,17 @@ StepOutput World::next(const HostBatch& batch) {
   buffers_->indices.fill(kOutputPoison);
   buffers_->list_lengths.fill(kOutputPoison);
   buffers_->weights.fill(kOutputPoison);
+  buffers_->physical.fill(kOutputPoison);
+  buffers_->physical64.fill(kOutputPoison);
   args.indices = buffers_->indices.data();
   args.index_stride = buffers_->index_stride;
   args.list_lengths = buffers_->list_lengths.data();
   args.device_status = buffers_->status.data();
   if (setup_.weights) args.weights = buffers_->weights.data();
+  if (setup_.physical) {
+    args.physical_indices = buffers_->physical.data();
+    args.physical_indices64 = buffers_->physical64.data();
+  }
   bool has_previous = false;
   if (setup_.dense_weights) {
     args.dense_weights = buffers_->dense.data();
@@ -669,6 +679,7 @@ StepOutput World::next(const HostBatch& batch) {
   if (setup_.check) check_codes(batch);
   if (setup_.check) check_step(batch, expected, bits, queries, out);
   check_weights(batch, out, has_previous);
+  if (setup_.physical) check_physical(batch, out);
   last_ = {batch, out};
   return out;
 }
@@ -757,6 +768,30 @@ void World::check_weights(const HostBatch& batch, const StepOutput& out, bool ha
       if (dense[r * buffers_->dense_stride + p] != want[p]) {
         return fail("dense_weights of row " + std::to_string(r) + " position " + std::to_string(p) +
                     " of batch " + std::to_string(batch.batch_size));
+      }
+    }
+  }
+}
+
+void World::check_physical(const HostBatch& batch, const StepOutput& out) {
+  const int max_list = oracle_.max_list(), stride = buffers_->index_stride;
+  const int rows = static_cast<int>(out.lengths.size()) / batch.batch_size;
+  const std::vector<std::int32_t> narrow = buffers_->physical.download();
+  const std::vector<std::int64_t> wide = buffers_->physical64.download();
+  for (std::size_t r = 0; r < buffers_->max_rows; ++r) {
+    for (int i = 0; i < stride; ++i) {
+      std::int64_t want = 0x5b5b5b5b5b5b5b5b;
+      if (r < out.lengths.size() && i < max_list) {
+        want = -1;
+        if (i < out.lengths[r]) {
+          const int slot = batch.slot(static_cast<int>(r) / rows);
+          want = oracle_.cache_slot(pages_[slot], out.indices[r * max_list + i]);
+        }
+      }
+      const std::size_t at = r * stride + i;
+      if (wide[at] != want || narrow[at] != static_cast<std::int32_t>(want)) {
+        return fail("physical index of row " + std::to_string(r) + " entry " + std::to_string(i) +
+                    " is " + std::to_string(narrow[at]) + ", must be " + std::to_string(want));
       }
     }
   }

@@ -43,6 +43,7 @@ struct Scenario {
   bool padded = false;      ///< heads outermost in a page, gaps between everything
   bool misaligned = false;  ///< keys and queries aligned to their element alone
   bool weights = false, dense_weights = false;
+  bool physical = false;  ///< both widths of physical_indices
   bool previous = false;  ///< previous_* for dense_weights from the second step on
   bool host_copies = false;
   bool caller_memory = false;
@@ -102,6 +103,20 @@ class World {
   void truncate(const std::vector<std::int32_t>& slots, const std::vector<std::int32_t>& lengths);
   void reset(int slot);
 
+  /// The calls of a sequence's life (life.cpp). The engine's part is done with them: keys of
+  /// pages that a fork or copy_pages() copies are copied too.
+  Status attach(const std::vector<std::int32_t>& slots, const std::vector<std::int32_t>& lengths,
+                std::uint64_t codebook_id, std::vector<std::uint32_t>* bits = nullptr);
+  Status fork(int from, int to, int length = -1);
+  Status copy_pages(const std::vector<std::int32_t>& from, const std::vector<std::int32_t>& to);
+  struct Saved {
+    Status status;
+    std::vector<std::uint8_t> bytes;
+    Oracle::Saved oracle;
+  };
+  Saved save(int slot, int length = -1);
+  Status restore(int slot, const std::vector<std::uint8_t>& bytes, const Oracle::Saved* oracle);
+
   /// Other keys at positions [from, to) of a slot, as after rejected tokens.
   void overwrite(int slot, int from, int to, std::uint64_t seed);
   Cache& cache() { return cache_; }
@@ -133,6 +148,8 @@ class World {
                   const std::vector<std::uint32_t>& bits, const std::vector<float>& queries,
                   const StepOutput& out);
   void check_weights(const HostBatch& batch, const StepOutput& out, bool had_previous);
+  void check_physical(const HostBatch& batch, const StepOutput& out);
+  void copy_keys(int from_page, int to_page);
   std::vector<Pages> tables(const HostBatch& batch) const;
   bool exact() const;
 

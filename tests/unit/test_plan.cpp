@@ -141,7 +141,8 @@ TEST(Plan, CarvesWhatItCounts) {
          {v.rotation, config.rotation ? square : 0},
          {v.query_rotation, config.rotation ? square : 0},
          {v.seen, static_cast<std::size_t>(v.max_sequences) * 4},
-         {v.has_codebook, static_cast<std::size_t>(v.max_sequences) * 4}},
+         {v.has_codebook, static_cast<std::size_t>(v.max_sequences) * 4},
+         {v.codebook_ids, static_cast<std::size_t>(v.max_sequences) * 8}},
         memory.data(), memory.size());
 
     for (int batch = 1; batch <= config.max_sequences; ++batch) {
