@@ -130,6 +130,10 @@ Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out)
   const bool per_head = c.gqa_reduction == GqaReduction::per_head;
   const Stages& stages = *stages_of(backend);
   const bool scans = per_head && stages.scan != nullptr && stages.scan_serves(make_view(c));
+  if (c.algorithm == Algorithm::scan && stages.scan == nullptr) {
+    return Status(StatusCode::unsupported, "config.algorithm scan is not built for backend %s",
+                  to_string(backend));
+  }
   if (c.algorithm == Algorithm::scan && !per_head) {
     return Status(StatusCode::unsupported,
                   "config.algorithm scan does not serve config.gqa_reduction %s, staged does",

@@ -347,7 +347,9 @@ std::vector<Run> runs(const std::vector<Backend>& backends) {
   std::vector<Run> all;
   for (const Target& target : targets(backends)) {
     for (const LaunchMode mode : launch_modes(target.backend)) {
-      for (const Case& c : case_table()) all.push_back({c, target, mode});
+      for (const Case& c : case_table()) {
+        if (c.setup.served_by(target)) all.push_back({c, target, mode});
+      }
     }
   }
   return all;

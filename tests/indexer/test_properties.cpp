@@ -46,6 +46,7 @@ Scenario random_scenario(const Target& target) {
   c.refine_factor = one_of({1, 1, 2, 5});
   c.gqa_reduction = one_of({GqaReduction::per_head, GqaReduction::per_head, GqaReduction::sum,
                             GqaReduction::softmax_sum, GqaReduction::max});
+  if (!s.served_by(target)) c.gqa_reduction = GqaReduction::per_head;
   s.key_dtype = one_of({DType::float32, DType::float16, DType::bfloat16});
   s.query_dtype = one_of({DType::float32, DType::float16, DType::bfloat16});
   s.keys = one_of({Values::gaussian, Values::gaussian, Values::integers, Values::two_valued,
