@@ -8,6 +8,7 @@
 #include "emit/emit.h"
 #include "encode/encode.h"
 #include "mask/mask.h"
+#include "reduce/reduce.h"
 #include "refine/refine.h"
 #include "scan/scan.h"
 #include "score/score.h"
@@ -104,6 +105,7 @@ const Stages stages = {
     train,
     score,
     mask,
+    reduce,
     select,
     refine,
     emit,

@@ -24,6 +24,7 @@ struct Stages {
   Status (*train)(const TrainParams&, const Launch&) noexcept;
   Status (*score)(const ScoreParams&, const Launch&) noexcept;
   Status (*mask)(const MaskParams&, const Launch&) noexcept;
+  Status (*reduce)(const ReduceParams&, const Launch&) noexcept;
   Status (*select)(const SelectParams&, const Launch&) noexcept;
   Status (*refine)(const RefineParams&, const Launch&) noexcept;
   Status (*emit)(const EmitParams&, const Launch&) noexcept;

@@ -2,6 +2,7 @@
 #include "quarry/config.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "backend.h"
 #include "plan.h"
@@ -87,13 +88,10 @@ Status check_relations(const IndexerConfig& c) {
                   "most 2^30",
                   static_cast<long long>(c.max_sequences) * c.max_query_tokens * c.num_query_heads);
   }
-  return {};
-}
-
-Status check_served(const IndexerConfig& c) {
-  if (c.gqa_reduction != GqaReduction::per_head) {
-    return Status(StatusCode::unsupported, "config.gqa_reduction %s is not built",
-                  to_string(c.gqa_reduction));
+  if (!std::isfinite(c.softmax_scale) || c.softmax_scale < 0) {
+    return Status(StatusCode::invalid_argument,
+                  "config.softmax_scale is %g, must be finite and at least 0",
+                  static_cast<double>(c.softmax_scale));
   }
   return {};
 }
@@ -130,12 +128,25 @@ Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out)
   }
   if (Status s = check_ranges(config); !s.ok()) return s;
   if (Status s = check_relations(config); !s.ok()) return s;
-  if (Status s = check_served(config); !s.ok()) return s;
   IndexerConfig c = config;
   if (c.encode_from < 0) c.encode_from = c.sink_size;
   if (c.dense_threshold < 0) c.dense_threshold = c.heavy_size + c.encode_from + 1 + (1 << c.bits);
+  if (c.softmax_scale == 0) {
+    c.softmax_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  }
+  // Scan keeps scores out of memory, where a reduction over heads would look for them.
+  const bool per_head = c.gqa_reduction == GqaReduction::per_head;
   const Stages& stages = *stages_of(backend);
-  const bool scans = stages.scan != nullptr && stages.scan_serves(make_view(c));
+  const bool scans = per_head && stages.scan != nullptr && stages.scan_serves(make_view(c));
+  if (c.algorithm == Algorithm::scan && stages.scan == nullptr) {
+    return Status(StatusCode::unsupported, "config.algorithm scan is not built for backend %s",
+                  to_string(backend));
+  }
+  if (c.algorithm == Algorithm::scan && !per_head) {
+    return Status(StatusCode::unsupported,
+                  "config.algorithm scan does not serve config.gqa_reduction %s, staged does",
+                  to_string(c.gqa_reduction));
+  }
   if (c.algorithm == Algorithm::scan && !scans) {
     return Status(StatusCode::unsupported,
                   "config.algorithm scan does not serve this configuration on backend %s",

@@ -120,7 +120,8 @@ struct TrainParams {
   void* backend_scratch;           ///< CUDA's own, train_scratch_bytes() of it
 };
 
-/// Stage score: scores[row * score_stride + p] for every candidate p of a sparse row.
+/// Stage score: scores[row * score_stride + p] for every candidate p of a sparse query row
+/// (rows here are B * T * Hq, whatever is made of the heads later).
 /// Entries outside the candidates are left as they are.
 struct ScoreParams {
   IndexView index;
@@ -156,6 +157,34 @@ struct MaskParams {
   RowState* rows;  ///< [rows]
 };
 
+/// What softmax_sum must know of one query row's scores: exp(scale * (s - largest)) * inverse
+/// is the softmax of score s.
+struct HeadSoftmax {
+  float largest;  ///< of the candidates' scores, NaN aside; NaN where there is nothing else
+  float inverse;  ///< 1 / the sum of exp(scale * (s - largest)), see reduction.h
+};
+
+/// Stage reduce: where one list serves the query heads of a KV head, makes one score a position
+/// of theirs. Query rows r * group .. + group - 1 make list row r, and the result takes the
+/// place of the first one's scores. First pass (shortlist_counts null): candidates [first, end)
+/// of rows[r]; softmax is written. After refine: entries i < shortlist_counts[r]; softmax is
+/// read, so that shortlisted positions keep the scale of all candidates.
+struct ReduceParams {
+  std::int32_t num_rows;  ///< list rows
+  std::int32_t group;     ///< G
+  GqaReduction reduction;
+  float scale;                ///< softmax_scale
+  const RowState* rows;       ///< [list rows]
+  float* scores;              ///< [list rows * group, score_stride]
+  std::int64_t score_stride;  ///< a query row's
+  std::int32_t parts;         ///< reduce_parts() of the longest row
+  const std::int32_t* shortlist_counts;
+  // softmax_sum alone:
+  HeadSoftmax* softmax;         ///< [list rows * group]
+  float* part_largest;          ///< scratch [list rows * group, parts], first pass
+  std::uint64_t* part_weights;  ///< scratch [list rows * group, parts], first pass
+};
+
 /// Stage select: of each row's candidates the best min(k, candidates) by (score descending,
 /// position ascending), -0 == +0, NaN below every number; written in ascending position.
 /// First pass (shortlist null): candidates are positions [first, end) of rows[row].
@@ -176,16 +205,17 @@ struct SelectParams {
   void* backend_scratch;          ///< select_scratch_bytes() of the backend
 };
 
-/// Stage refine: exact float32 q.k of the shortlist.
+/// Stage refine: exact float32 q.k of the shortlist, for every query head of the list.
 struct RefineParams {
   IndexView index;
   StepView step;
   QueryView queries;
   KeyView keys;
+  std::int32_t list_heads;               ///< Hq, or Hkv under a GQA reduction
   const std::int32_t* shortlist;         ///< [rows, shortlist_stride], ascending positions
   const std::int32_t* shortlist_counts;  ///< [rows]
   std::int64_t shortlist_stride;         ///< r * K
-  float* scores;                         ///< [rows, shortlist_stride]
+  float* scores;                         ///< [query rows, shortlist_stride]
 };
 
 /// Stage emit: the lists, and what the caller asked for beside them.

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "reduction.h"
+
 namespace quarry {
 namespace {
 
@@ -108,17 +110,24 @@ NextBuffers carve_next(Arena& arena, const Plan& plan, const Stages& stages,
     b.scan_scratch = arena.take<std::byte>(static_cast<std::int64_t>(scratch));
     return b;
   }
+  const std::int32_t query_rows = rows * plan.list_group;
   b.rows = arena.take<RowState>(rows);
-  b.luts = arena.take<float>(rows, v.num_subspaces, v.ksub);
-  if (v.block_size > 0) b.biases = arena.take<float>(rows, plan.bias_stride);
-  b.scores = arena.take<float>(rows, plan.score_stride);
+  b.luts = arena.take<float>(query_rows, v.num_subspaces, v.ksub);
+  if (v.block_size > 0) b.biases = arena.take<float>(query_rows, plan.bias_stride);
+  b.scores = arena.take<float>(query_rows, plan.score_stride);
+  if (plan.reduction == GqaReduction::softmax_sum) {
+    const std::int32_t parts = reduce_parts(v.max_seq_len);
+    b.softmax = arena.take<HeadSoftmax>(query_rows);
+    b.part_largest = arena.take<float>(query_rows, parts);
+    b.part_weights = arena.take<std::uint64_t>(query_rows, parts);
+  }
   b.shortlist = arena.take<std::int32_t>(rows, plan.shortlist);
   b.shortlist_counts = arena.take<std::int32_t>(rows);
   b.heavy = b.shortlist;
   b.heavy_counts = b.shortlist_counts;
   std::size_t scratch = stages.select_scratch_bytes(rows, plan.shortlist, v.max_seq_len);
   if (v.refine_factor > 1) {
-    b.refined_scores = arena.take<float>(rows, plan.shortlist);
+    b.refined_scores = arena.take<float>(query_rows, plan.shortlist);
     b.heavy = arena.take<std::int32_t>(rows, v.heavy_size);
     b.heavy_counts = arena.take<std::int32_t>(rows);
     scratch = std::max(scratch, stages.select_scratch_bytes(rows, v.heavy_size, plan.shortlist));
@@ -160,7 +169,10 @@ Status make_plan(const IndexerConfig& c, const Stages& stages, Plan* out) noexce
   plan.trains = !c.shared_codebook;
   plan.paged = c.page_size > 0;
   plan.algorithm = c.algorithm;
-  plan.list_heads = c.num_query_heads;
+  plan.reduction = c.gqa_reduction;
+  plan.softmax_scale = c.softmax_scale;
+  plan.list_group = c.gqa_reduction == GqaReduction::per_head ? 1 : plan.view.group_size;
+  plan.list_heads = c.num_query_heads / plan.list_group;
   plan.max_list = max_list_length(c);
   plan.shortlist = c.refine_factor * c.heavy_size;
   plan.score_stride = round_up(c.max_seq_len, 32);

@@ -43,7 +43,10 @@ struct Plan {
   bool trains;          ///< codebooks are a slot's own
   bool paged;           ///< positions go through a block table
   Algorithm algorithm;  ///< staged or scan
+  GqaReduction reduction;
+  float softmax_scale;
   std::int32_t list_heads;
+  std::int32_t list_group;  ///< query heads a list: 1, or G under a reduction
   std::int32_t max_list;
   std::int32_t shortlist;  ///< r * K
   std::int64_t score_stride;
@@ -59,6 +62,7 @@ Status make_plan(const IndexerConfig& resolved, const Stages& stages, Plan* out)
 void carve_index(Arena& arena, Plan* plan) noexcept;
 
 /// Scratch of a next() or append(): states, and what the configuration's algorithm needs.
+/// Tables and scores are the query rows', the rest is the lists'.
 struct NextBuffers {
   SequenceState* states;
   void* scan_scratch;  ///< algorithm scan; what follows is null
@@ -66,6 +70,9 @@ struct NextBuffers {
   float* luts;
   float* biases;
   float* scores;
+  HeadSoftmax* softmax;  ///< softmax_sum
+  float* part_largest;
+  std::uint64_t* part_weights;
   std::int32_t *shortlist, *shortlist_counts;
   float* refined_scores;
   std::int32_t *heavy, *heavy_counts;  ///< the shortlist itself where there is no refine

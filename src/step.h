@@ -13,9 +13,12 @@ struct StagedStep {
   EncodeParams encode;
   ScoreParams score;
   MaskParams mask;
+  bool reduces;         ///< lists are KV heads'
+  ReduceParams reduce;  ///< of the candidates' scores
   SelectParams select;  ///< of the candidates: the heavy ones, or, with refine, the shortlist
   bool refines;
   RefineParams refine;
+  ReduceParams rereduce;  ///< of the shortlist's exact scores
   SelectParams reselect;  ///< of the shortlist by exact score
   EmitParams emit;
 };

@@ -24,9 +24,19 @@ enum class Algorithm : std::int32_t {
   scan = 2,       ///< the whole step at once; unsupported where the backend has none for the shape
 };
 
-/// What becomes of the query heads that share a KV head. All but per_head are not built yet:
-/// create() answers unsupported.
-enum class GqaReduction : std::int32_t { per_head = 0, sum = 1, softmax_sum = 2, max = 3 };
+/// What becomes of the query heads that share a KV head. All but per_head give one list a KV
+/// head, by a score that is made of its G query heads' own, position by position, in float32.
+/// Algorithm `staged` alone serves them. docs/design.md, "One list a KV head", has the numbers.
+enum class GqaReduction : std::int32_t {
+  per_head = 0,  ///< one list a query head
+  /// Scores added in ascending head. A NaN of any head ranks the position below every number.
+  sum = 1,
+  /// Each head's softmax of softmax_scale * score over the row's candidates, then as `sum`: the
+  /// attention mass that the group would give a position.
+  softmax_sum = 2,
+  /// The largest score; NaN only where it is NaN in every head.
+  max = 3,
+};
 
 /// Everything that fixes an Indexer's shape and behaviour. The default is the original
 /// workload: m = 2, b = 6, sink = window = heavy = 128, 32 heads of 128, no blocks.
@@ -63,6 +73,9 @@ struct IndexerConfig {
   std::int32_t dense_threshold = -1;  ///< -1: heavy_size + encode_from + 1 + ksub
   std::int32_t refine_factor = 1;     ///< r; above 1: select r*K, re-rank by exact q.k
   GqaReduction gqa_reduction = GqaReduction::per_head;
+  /// Factor of the scores under softmax_sum, which alone reads it; finite, not negative.
+  /// 0: 1 / sqrt(head_dim).
+  float softmax_scale = 0;
 
   // Training.
   std::int32_t kmeans_iterations = 10;
@@ -112,7 +125,7 @@ struct MemoryRequirements {
 Status memory_requirements(const IndexerConfig& config, Backend backend,
                            MemoryRequirements* out) noexcept;
 
-/// `config` with every -1 and `automatic` replaced by what create() would use.
+/// `config` with every -1, `automatic` and softmax_scale 0 replaced by what create() would use.
 Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out) noexcept;
 
 /// Entries a list can have: min(max_seq_len, max(dense_threshold, sink + heavy + window)).

@@ -217,6 +217,7 @@ class Indexer {
 
   /// A decode step: encodes positions the index has not seen, then writes a sparse list for
   /// every row: sink, the top-K by PQ score, window. See docs/design.md for the contract.
+  /// A row is a (sequence, query token) and a query head or, under a GQA reduction, a KV head.
   /// Never allocates, synchronizes or trains; can be captured into a CUDA graph.
   /// Reads positions min(seen, n-1) .. n-1 of the cache, back to the start of the block
   /// the first of them is in; with refine also the r*K shortlisted positions.
@@ -304,7 +305,7 @@ class Indexer {
   /// Exact scratch of a next() or append() of B sequences and T query tokens.
   std::size_t workspace_bytes(std::int32_t batch_size, std::int32_t query_tokens) const noexcept;
 
-  /// The resolved configuration: no -1, no `automatic`.
+  /// The resolved configuration: no -1, no `automatic`, a softmax_scale above 0.
   const IndexerConfig& config() const noexcept;
   const Device& device() const noexcept;
   /// Lists a (sequence, query token): Hq, or Hkv under a GQA reduction.

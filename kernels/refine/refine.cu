@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// A thread block takes kThreads / lanes * kKeysAtOnce entries of one row: neighbouring groups,
-/// neighbouring entries.
+/// A thread block takes kThreads / lanes * kKeysAtOnce entries of one query row: neighbouring
+/// groups, neighbouring entries.
 template <typename E, int kPieces>
 __global__ void __launch_bounds__(kThreads)
     refine_kernel(const __grid_constant__ RefineParams p, std::int32_t lanes, std::int32_t chunks,
@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t query = row / ix.num_query_heads;
   const auto t = static_cast<std::int32_t>(query % p.step.query_tokens);
   const auto b = static_cast<std::int32_t>(query / p.step.query_tokens);
-  const std::int32_t count = p.shortlist_counts[row];
+  const std::int64_t list = row / (ix.num_query_heads / p.list_heads);
+  const std::int32_t count = p.shortlist_counts[list];
   const std::int32_t slot = p.step.states[b].slot;
   if (first >= count || slot < 0) return;  // a row without a slot has no shortlist
   const std::int64_t query_base =
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
       [&](std::int32_t i) { return load_element(p.queries.data, p.queries.dtype, query_base + i); },
       block_table_row(p.step, b), slot, head / ix.group_size, wide, lanes, groups,
       static_cast<std::int32_t>(threadIdx.x) / lanes, first, count,
-      [&](std::int32_t entry) { return p.shortlist[row * p.shortlist_stride + entry]; },
+      [&](std::int32_t entry) { return p.shortlist[list * p.shortlist_stride + entry]; },
       [&](std::int32_t entry, float score) { p.scores[row * p.shortlist_stride + entry] = score; });
 }
 

@@ -72,7 +72,8 @@ void emit_physical(const EmitParams& p, std::int64_t row, const List& list) {
   for (std::int32_t i = list.length(); i < p.max_list; ++i) put_physical(p, row, i, -1, pages);
 }
 
-/// The list of one row, and what the caller asked for beside it.
+}  // namespace
+
 void emit_row(const EmitParams& p, std::int64_t row, const RowState& state,
               const std::int32_t* heavy, std::int32_t heavy_count) {
   const List list{state, heavy, state.kind == RowKind::sparse ? heavy_count : 0};
@@ -90,30 +91,6 @@ void emit_row(const EmitParams& p, std::int64_t row, const RowState& state,
   }
   if (wants_physical(p)) emit_physical(p, row, list);
   if (p.dense_weights != nullptr) emit_dense_weights(p, row, list);
-}
-
-}  // namespace
-
-void emit_row(const EmitParams& p, std::int64_t row, const RowState& state,
-              const std::int32_t* heavy, std::int32_t heavy_count) {
-  std::int32_t* list = p.indices + row * p.index_stride;
-  std::int32_t* end = list;
-  if (state.kind == RowKind::dense) {
-    end = append_range(list, 0, state.n);
-  } else if (state.kind != RowKind::empty) {
-    end = append_range(list, 0, state.first);
-    if (state.kind == RowKind::sparse) end = std::copy_n(heavy, heavy_count, end);
-    end = append_range(end, state.end, state.n);
-  }
-  const auto length = static_cast<std::int32_t>(end - list);
-  std::fill(end, list + p.max_list, -1);
-  p.list_lengths[row] = length;
-  if (p.weights != nullptr) {
-    float* weights = p.weights + row * p.index_stride;
-    std::fill_n(weights, length, 1.0f);
-    std::fill(weights + length, weights + p.max_list, 0.0f);
-  }
-  if (p.dense_weights != nullptr) emit_dense_weights(p, row, list, length);
 }
 
 Status emit(const EmitParams& p, const Launch& launch) noexcept {

@@ -49,6 +49,7 @@ const Stages stages = {
     .train = train,
     .score = score,
     .mask = mask,
+    .reduce = reduce,
     .select = select,
     .refine = refine,
     .emit = emit,

@@ -14,6 +14,7 @@ Status encode(const EncodeParams& p, const Launch& launch) noexcept;
 Status train(const TrainParams& p, const Launch& launch) noexcept;
 Status score(const ScoreParams& p, const Launch& launch) noexcept;
 Status mask(const MaskParams& p, const Launch& launch) noexcept;
+Status reduce(const ReduceParams& p, const Launch& launch) noexcept;
 Status select(const SelectParams& p, const Launch& launch) noexcept;
 Status refine(const RefineParams& p, const Launch& launch) noexcept;
 Status emit(const EmitParams& p, const Launch& launch) noexcept;

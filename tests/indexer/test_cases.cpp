@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "support/scenario.h"
 
@@ -264,6 +265,75 @@ std::vector<Case> case_table() {
     u.key_dtype = DType::float16;
     use_pages(&u.config, 32);
   });
+
+  // One list a KV head: groups with blocks and refine, then what else a row's place depends on.
+  for (const GqaReduction reduction :
+       {GqaReduction::sum, GqaReduction::softmax_sum, GqaReduction::max}) {
+    const std::string name = quarry::to_string(reduction);
+    for (const int group : {1, 3, 4, 8, 12}) {
+      for (const int block : {0, 16}) {
+        for (const int refine : {1, 3}) {
+          add(name + "_group" + std::to_string(group) + "_block" + std::to_string(block) +
+                  (refine > 1 ? "_refine" : ""),
+              [&](S u) {
+                u.config.gqa_reduction = reduction;
+                u.config.num_kv_heads = 2;
+                u.config.num_query_heads = 2 * group;
+                u.config.block_size = block;
+                u.config.refine_factor = refine;
+                u.config.window_size = 20;
+                u.config.max_seq_len = 300;
+                u.weights = block == 0;
+              });
+        }
+      }
+    }
+    add(name + "_pages_tokens_rotation", [&](S u) {
+      u.config.gqa_reduction = reduction;
+      u.config.num_query_heads = 6;
+      u.config.max_sequences = 3;
+      u.config.max_query_tokens = 3;
+      u.config.block_size = 16;
+      u.config.window_size = 18;
+      u.config.rotation = true;
+      u.config.mean_dtype = DType::bfloat16;
+      u.config.max_seq_len = 330;
+      u.config.refine_factor = 2;
+      u.key_dtype = DType::float16;
+      u.query_dtype = DType::bfloat16;
+      u.weights = u.dense_weights = u.previous = u.padded = u.host_copies = true;
+      u.index_padding = 3;
+      use_pages(&u.config, 8);
+    });
+    for (const Values v :
+         {Values::integers, Values::tied, Values::two_valued, Values::nan, Values::infinite,
+          Values::signed_zero, Values::denormal, Values::huge_cluster}) {
+      for (const int refine : {1, 2}) {
+        add(name + "_values_" + to_string(v) + (refine > 1 ? "_refine" : ""), [&](S u) {
+          u.config.gqa_reduction = reduction;
+          u.keys = v;
+          if (v != Values::tied && v != Values::two_valued && v != Values::huge_cluster) {
+            u.queries = v;
+          }
+          if (v == Values::integers || v == Values::signed_zero || v == Values::denormal) {
+            u.centroids = v;
+          }
+          u.config.num_query_heads = 6;
+          u.config.block_size = refine > 1 && v != Values::integers ? 16 : 0;
+          u.config.refine_factor = refine;
+          u.config.max_seq_len = 300;
+        });
+      }
+    }
+  }
+  for (const float scale : {1e-30f, 0.01f, 2.0f, 1e30f}) {
+    add("softmax_sum_scale" + std::to_string(static_cast<int>(std::log10(scale) + 40)), [&](S u) {
+      u.config.gqa_reduction = GqaReduction::softmax_sum;
+      u.config.softmax_scale = scale;
+      u.config.refine_factor = 2;
+      u.config.max_seq_len = 300;
+    });
+  }
   return cases;
 }
 
@@ -277,7 +347,9 @@ std::vector<Run> runs(const std::vector<Backend>& backends) {
   std::vector<Run> all;
   for (const Target& target : targets(backends)) {
     for (const LaunchMode mode : launch_modes(target.backend)) {
-      for (const Case& c : case_table()) all.push_back({c, target, mode});
+      for (const Case& c : case_table()) {
+        if (c.setup.served_by(target)) all.push_back({c, target, mode});
+      }
     }
   }
   return all;

@@ -44,6 +44,9 @@ Scenario random_scenario(const Target& target) {
   c.window_size = c.block_size + c.max_query_tokens - 1 + in(0, 20);
   c.dense_threshold = in(-1, 60);
   c.refine_factor = one_of({1, 1, 2, 5});
+  c.gqa_reduction = one_of({GqaReduction::per_head, GqaReduction::per_head, GqaReduction::sum,
+                            GqaReduction::softmax_sum, GqaReduction::max});
+  if (!s.served_by(target)) c.gqa_reduction = GqaReduction::per_head;
   s.key_dtype = one_of({DType::float32, DType::float16, DType::bfloat16});
   s.query_dtype = one_of({DType::float32, DType::float16, DType::bfloat16});
   s.keys = one_of({Values::gaussian, Values::gaussian, Values::integers, Values::two_valued,
@@ -157,7 +160,7 @@ TEST_P(Properties, ThreadsAndBatchOrderLeaveTheBytes) {
     const StepOutput x = a.next(batch), y = b.next(turned);
     RC_ASSERT(a.error() == "");
     RC_ASSERT(b.error() == "");
-    const std::size_t heads = s.config.num_query_heads, width = heads * a.oracle().max_list();
+    const std::size_t heads = a.oracle().list_heads(), width = heads * a.oracle().max_list();
     const int from[] = {1, 2, 0};
     for (int i = 0; i < 3; ++i) {
       RC_ASSERT(std::equal(x.indices.begin() + i * width, x.indices.begin() + (i + 1) * width,

@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -85,6 +87,90 @@ TEST_F(ReplayCli, RefineOfEverythingIsExact) {
   EXPECT_EQ(json["output_error"], json["oracle_output_error"]);
   // All candidates of n = 61, 71 and 96: n - window - sink.
   EXPECT_EQ(json["raw_keys_per_row"], (49 + 59 + 84) / 3.0);
+}
+
+/// q.k of query head h of query t with the key at `position`, in float64.
+double product(const TraceParts& parts, std::int64_t t, std::int64_t h, std::int64_t position) {
+  const std::int64_t kv = h / (parts.hq / parts.hkv);
+  double sum = 0;
+  for (std::int64_t i = 0; i < parts.d; ++i) {
+    sum +=
+        static_cast<double>(parts.q[static_cast<std::size_t>((t * parts.hq + h) * parts.d + i)]) *
+        static_cast<double>(
+            parts.k[static_cast<std::size_t>((position * parts.hkv + kv) * parts.d + i)]);
+  }
+  return sum;
+}
+
+/// The 8 best of kSmall's candidates of query t, by `score(position)`, ascending.
+template <class Score>
+std::vector<std::int32_t> best_of(const TraceParts& parts, std::size_t t, Score&& score) {
+  std::vector<std::int32_t> order;
+  for (std::int32_t p = 4; p < parts.q_pos[t] + 1 - 8; ++p) order.push_back(p);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::int32_t a, std::int32_t b) { return score(a) > score(b); });
+  order.resize(8);
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+TEST_F(ReplayCli, AReductionGivesAListAKvHead) {
+  TraceParts parts;
+  write(parts);
+  // The exact top-K of every query head by itself, which recall counts.
+  std::vector<std::vector<std::int32_t>> own;
+  for (std::int64_t t = 0; t < 3; ++t) {
+    for (std::int64_t h = 0; h < parts.hq; ++h) {
+      own.push_back(best_of(parts, static_cast<std::size_t>(t),
+                            [&](std::int32_t p) { return product(parts, t, h, p); }));
+    }
+  }
+  for (const std::string reduction : {"sum", "softmax_sum", "max"}) {
+    const std::string to = folder_ + "/" + reduction;
+    // Everything is re-ranked, so lists follow from the exact products alone, but for the
+    // denominators of a softmax.
+    const Outcome outcome = run(trace_ + kSmall + " --refine 100 --gqa " + reduction + " --out " +
+                                to + " --json " + to + ".json --plot " + to + ".svg");
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.error;
+    EXPECT_THAT(outcome.out, HasSubstr(reduction + " over a group"));
+    SafetensorsFile file(to);
+    ASSERT_EQ(describe(*file.find("indices")), "I32 [3, 2, 21]");
+    ASSERT_EQ(describe(*file.find("lens")), "I32 [3, 2]");
+    const std::vector<std::byte> bytes = file.read(*file.find("indices"));
+    std::vector<std::int32_t> indices(bytes.size() / 4);
+    std::memcpy(indices.data(), bytes.data(), bytes.size());
+    double hits = 0;
+    for (std::int64_t t = 0; t < 3; ++t) {
+      for (std::int64_t kv = 0; kv < 2; ++kv) {
+        const auto list = indices.begin() + (t * 2 + kv) * 21;
+        const std::vector<std::int32_t> heavy(list + 4, list + 12);
+        if (reduction != "softmax_sum") {
+          const auto want = best_of(parts, static_cast<std::size_t>(t), [&](std::int32_t p) {
+            const double a = product(parts, t, 2 * kv, p), b = product(parts, t, 2 * kv + 1, p);
+            return reduction == "sum" ? a + b : std::max(a, b);
+          });
+          EXPECT_EQ(heavy, want) << reduction << " query " << t << " KV head " << kv;
+        }
+        for (std::int64_t h = 2 * kv; h < 2 * kv + 2; ++h) {
+          for (const std::int32_t p : own[static_cast<std::size_t>(t * 4 + h)]) {
+            hits += std::binary_search(heavy.begin(), heavy.end(), p) ? 1 : 0;
+          }
+        }
+      }
+    }
+    const auto json = nlohmann::json::parse(slurp(to + ".json"));
+    EXPECT_EQ(json["gqa"], reduction);
+    EXPECT_EQ(json["algorithm"], "staged");
+    EXPECT_NEAR(json["recall"].get<double>(), hits / (12 * 8), 1e-12);
+    EXPECT_LT(json["recall"].get<double>(), 1);
+    EXPECT_GT(json["recall"].get<double>(), 0.4);
+    EXPECT_LT(json["mass"].get<double>(), json["oracle_mass"].get<double>());
+    EXPECT_EQ(json["sparse_rows"], 6);
+    // A list's keys are read once, for all of its heads.
+    EXPECT_EQ(json["raw_keys_per_row"], (49 + 59 + 84) / 3.0);
+  }
+  EXPECT_NE(slurp(folder_ + "/sum"), slurp(folder_ + "/max"));
+  expect_refused(trace_ + kSmall + " --gqa mean", "'mean' is not one of");
 }
 
 TEST_F(ReplayCli, OutDependsOnTheResultAlone) {
@@ -193,7 +279,7 @@ TEST_F(ReplayCli, WhatIsNotBuiltSaysSo) {
     expect_refused(trace_ + kSmall + " --algorithm scan", "not built");
   }
   for (const char* reduction : {"sum", "softmax_sum", "max"}) {
-    expect_refused(trace_ + kSmall + " --gqa " + reduction, "not built");
+    expect_refused(trace_ + kSmall + " --algorithm scan --gqa " + reduction, "algorithm scan");
   }
 #if !QUARRY_HAS_CUDA
   expect_refused(trace_ + kSmall + " --device cuda", "not built: --device cuda");

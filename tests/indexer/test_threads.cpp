@@ -99,6 +99,40 @@ TEST_P(Threads, LongRowsAreByteEqual) {
   }
 }
 
+TEST_P(Threads, LongReducedRowsAreByteEqual) {
+  // Every part of a row that stage reduce can make, and a last one that is not whole.
+  for (const GqaReduction reduction :
+       {GqaReduction::sum, GqaReduction::softmax_sum, GqaReduction::max}) {
+    Scenario s = scenario(1);
+    s.config = IndexerConfig{};
+    s.config.num_query_heads = 3;
+    s.config.num_kv_heads = 1;
+    s.config.head_dim = 8;
+    s.config.num_subspaces = 2;
+    s.config.bits = 4;
+    s.config.max_seq_len = 140001;
+    s.config.heavy_size = 500;
+    s.config.refine_factor = 2;
+    s.config.gqa_reduction = reduction;
+    if (!s.served_by(GetParam())) GTEST_SKIP() << "scan serves per_head alone";
+    s.on(GetParam());
+    s.weights = s.dense_weights = false;
+    for (const int n : {140001, 20000, 3000}) {
+      StepOutput first;
+      for (const int threads : {1, 2, 5}) {
+        s.threads = threads;
+        s.check = threads == 1;
+        World world(s);
+        world.set_codebook(-1);
+        const StepOutput out = world.next(lengths({n}));
+        ASSERT_EQ(world.error(), "");
+        if (first.lengths.empty()) first = out;
+        EXPECT_TRUE(out == first) << threads;
+      }
+    }
+  }
+}
+
 TEST_P(Threads, IndexersRunAtOnce) {
   const StepOutput want = run(2, true);
   std::vector<std::thread> threads;

@@ -3,6 +3,7 @@
 // Every configuration that cannot work is refused by name, everywhere one can be given.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <string>
@@ -169,10 +170,21 @@ std::vector<Bad> bad_configs() {
          c.bits = 8;
        }},
       {"algorithm", [](C c) { c.algorithm = Algorithm::scan; }, StatusCode::unsupported},
-      {"gqa_reduction", [](C c) { c.gqa_reduction = GqaReduction::sum; }, StatusCode::unsupported},
-      {"gqa_reduction", [](C c) { c.gqa_reduction = GqaReduction::softmax_sum; },
+      {"algorithm",
+       [](C c) {
+         c.algorithm = Algorithm::scan;
+         c.gqa_reduction = GqaReduction::sum;
+       },
        StatusCode::unsupported},
-      {"gqa_reduction", [](C c) { c.gqa_reduction = GqaReduction::max; }, StatusCode::unsupported},
+      {"gqa_reduction", [](C c) { c.gqa_reduction = static_cast<GqaReduction>(4); }},
+      {"softmax_scale", [](C c) { c.softmax_scale = std::numeric_limits<float>::quiet_NaN(); }},
+      {"softmax_scale", [](C c) { c.softmax_scale = std::numeric_limits<float>::infinity(); }},
+      {"softmax_scale", [](C c) { c.softmax_scale = -1.0f; }},
+      {"softmax_scale",
+       [](C c) {
+         c.softmax_scale = -std::numeric_limits<float>::denorm_min();
+         c.gqa_reduction = GqaReduction::softmax_sum;
+       }},
   };
 }
 
@@ -250,6 +262,12 @@ TEST_P(ConfigMisuse, BordersAreAccepted) {
         c.num_pages = 9;
       },
       [](C c) { c.num_query_heads = c.num_kv_heads = 1; },
+      [](C c) { c.gqa_reduction = GqaReduction::sum; },
+      [](C c) { c.gqa_reduction = GqaReduction::max; },
+      [](C c) {
+        c.gqa_reduction = GqaReduction::softmax_sum;
+        c.softmax_scale = std::numeric_limits<float>::max();
+      },
   };
   int i = 0;
   for (const auto& change : good) {
@@ -259,6 +277,33 @@ TEST_P(ConfigMisuse, BordersAreAccepted) {
     const Status s = Indexer::create(c, Device{GetParam(), 0}, Resources{}, &indexer);
     EXPECT_TRUE(s.ok()) << "case " << i << ": " << s.detail();
     ++i;
+  }
+}
+
+TEST_P(ConfigMisuse, ReductionsResolve) {
+  IndexerConfig c = small_config(), resolved;
+  c.gqa_reduction = GqaReduction::softmax_sum;
+  ASSERT_TRUE(resolve(c, GetParam(), &resolved).ok());
+  EXPECT_EQ(resolved.algorithm, Algorithm::staged);
+  EXPECT_FLOAT_EQ(resolved.softmax_scale, 1 / std::sqrt(static_cast<float>(c.head_dim)));
+  IndexerConfig again;
+  ASSERT_TRUE(resolve(resolved, GetParam(), &again).ok());
+  EXPECT_EQ(again.softmax_scale, resolved.softmax_scale);
+  c.softmax_scale = 0.75f;
+  ASSERT_TRUE(resolve(c, GetParam(), &resolved).ok());
+  EXPECT_EQ(resolved.softmax_scale, 0.75f);
+  for (const auto reduction : {GqaReduction::sum, GqaReduction::softmax_sum, GqaReduction::max}) {
+    c.gqa_reduction = reduction;
+    Indexer indexer;
+    ASSERT_TRUE(Indexer::create(c, Device{GetParam(), 0}, Resources{}, &indexer).ok());
+    EXPECT_EQ(indexer.list_heads(), c.num_kv_heads);
+    EXPECT_EQ(indexer.config().gqa_reduction, reduction);
+    // Of its own words, whatever a backend has of the algorithm.
+    c.algorithm = Algorithm::scan;
+    const Status s = Indexer::create(c, Device{GetParam(), 0}, Resources{}, &indexer);
+    EXPECT_EQ(s.code(), StatusCode::unsupported);
+    EXPECT_NE(std::string(s.detail()).find("algorithm scan"), std::string::npos) << s.detail();
+    c.algorithm = Algorithm::automatic;
   }
 }
 

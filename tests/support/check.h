@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "group_scores.h"
 #include "oracle.h"
 
 namespace quarry::test {
@@ -55,8 +56,8 @@ struct OrderInput {
   const Pages* pages;
   const Codebook* codebook;
   const std::uint8_t* codes;  ///< [n, Hkv, m] from position encode_from, as Indexer::codes() gave
-  const float* query;         ///< [d]
-  int head, n;
+  const float* queries;       ///< [heads of the list, d]
+  int heads, kv, n;
   bool exact;  ///< small integers: float32 adds them without rounding
 };
 
@@ -64,27 +65,79 @@ inline std::string check_order(const OrderInput& in, const std::vector<std::int3
   const IndexerConfig& c = *in.config;
   const int d = c.head_dim, m = c.num_subspaces, dsub = d / m, ksub = 1 << c.bits;
   const int dcent = dsub + (c.metric == Metric::inner_product ? 1 : 0);
-  const int kv = in.head / (c.num_query_heads / c.num_kv_heads);
+  const int kv = in.kv;
   const int page = c.page_size > 0 ? c.page_size : c.max_seq_len;
   auto key = [&](int p) {
     return in.cache->key(static_cast<std::int64_t>((*in.pages)[p / page]) * page + p % page, kv);
   };
-  // q rotated, and the magnitudes that its rounding error scales with.
-  std::vector<double> q(d), weight(d);
-  for (int j = 0; j < d; ++j) {
-    q[j] = in.query[j];
-    weight[j] = std::abs(q[j]);
-    if (in.codebook->query_rotation.empty()) continue;
-    q[j] = weight[j] = 0;
-    for (int i = 0; i < d; ++i) {
-      const double term =
-          static_cast<double>(in.query[i]) *
-          in.codebook->query_rotation[(static_cast<std::size_t>(kv) * d + i) * d + j];
-      q[j] += term;
-      weight[j] += std::abs(term);
+  const double unit = in.exact ? 0.0 : (2.0 * d + m + 8) * 0x1p-24 * 1.01;
+  const double tiny = in.exact ? 0.0 : d * 0x1p-147;
+  const int first = c.sink_size, end = std::max(in.n - c.window_size, first);
+
+  // Every head's scores by itself, and what makes two positions' equal: block and codes.
+  std::vector<std::vector<Score>> by_head(in.heads);
+  std::vector<std::vector<int>> groups(end - first);
+  for (int head = 0; head < in.heads; ++head) {
+    const float* query = in.queries + head * d;
+    // q rotated, and the magnitudes that its rounding error scales with.
+    std::vector<double> q(d), weight(d);
+    for (int j = 0; j < d; ++j) {
+      q[j] = query[j];
+      weight[j] = std::abs(q[j]);
+      if (in.codebook->query_rotation.empty()) continue;
+      q[j] = weight[j] = 0;
+      for (int i = 0; i < d; ++i) {
+        const double term =
+            static_cast<double>(query[i]) *
+            in.codebook->query_rotation[(static_cast<std::size_t>(kv) * d + i) * d + j];
+        q[j] += term;
+        weight[j] += std::abs(term);
+      }
+    }
+    std::vector<double> mean(d);
+    int mean_block = -1;
+    bool mean_finite = true;
+    for (int p = first; p < end; ++p) {
+      double value = 0, magnitude = 0;
+      std::vector<int> group{0};
+      if (c.block_size > 0) {
+        const int block = p / c.block_size;
+        group[0] = block;
+        if (block != mean_block) {
+          mean_block = block;
+          const int begin = std::max(c.encode_from, block * c.block_size);
+          const int block_end = (block + 1) * c.block_size;
+          mean_finite = true;
+          for (int i = 0; i < d; ++i) {
+            float sum = 0;
+            for (int k = begin; k < block_end; ++k) sum += key(k)[i];
+            mean[i] = round_to(c.mean_dtype, sum / static_cast<float>(block_end - begin));
+            mean_finite = mean_finite && std::isfinite(mean[i]);
+          }
+        }
+        for (int i = 0; i < d; ++i) {
+          value += query[i] * mean[i];
+          magnitude += std::abs(query[i] * mean[i]);
+        }
+      }
+      const std::uint8_t* code =
+          in.codes + (static_cast<std::size_t>(p - c.encode_from) * c.num_kv_heads + kv) * m;
+      for (int s = 0; s < m; ++s) {
+        group.push_back(code[s]);
+        const float* centroid = in.codebook->centroids.data() +
+                                ((static_cast<std::size_t>(kv) * m + s) * ksub + code[s]) * dcent;
+        for (int j = 0; j < dsub; ++j) {
+          value += q[s * dsub + j] * centroid[j];
+          magnitude += weight[s * dsub + j] * std::abs(static_cast<double>(centroid[j]));
+        }
+      }
+      if (!mean_finite) value = std::nan("");
+      by_head[head].push_back({value, std::isfinite(value) ? unit * magnitude + tiny : 0});
+      groups[p - first] = group;
     }
   }
-  const double unit = in.exact ? 0.0 : (2.0 * d + m + 8) * 0x1p-24 * 1.01;
+  const Reduction reduction(c, std::move(by_head));
+  auto without_bound = [&](Score score) { return in.exact ? Score{score.value, 0} : score; };
 
   struct Candidate {
     int position;
@@ -94,49 +147,13 @@ inline std::string check_order(const OrderInput& in, const std::vector<std::int3
   std::vector<Candidate> candidates;
   std::map<std::vector<int>, int> skipped;  // (block, codes) -> lowest position left out
   std::size_t at = 0;
-  std::vector<double> mean(d);
-  int mean_block = -1;
-  bool mean_finite = true;
-  for (int p = c.sink_size; p < in.n - c.window_size; ++p) {
+  for (int p = first; p < end; ++p) {
     while (at < list.size() && list[at] < p) ++at;
     const bool listed = at < list.size() && list[at] == p;
-    double value = 0, magnitude = 0;
-    std::vector<int> group{0};
-    if (c.block_size > 0) {
-      const int block = p / c.block_size;
-      group[0] = block;
-      if (block != mean_block) {
-        mean_block = block;
-        const int begin = std::max(c.encode_from, block * c.block_size);
-        const int end = (block + 1) * c.block_size;
-        mean_finite = true;
-        for (int i = 0; i < d; ++i) {
-          float sum = 0;
-          for (int k = begin; k < end; ++k) sum += key(k)[i];
-          mean[i] = round_to(c.mean_dtype, sum / static_cast<float>(end - begin));
-          mean_finite = mean_finite && std::isfinite(mean[i]);
-        }
-      }
-      for (int i = 0; i < d; ++i) {
-        value += in.query[i] * mean[i];
-        magnitude += std::abs(in.query[i] * mean[i]);
-      }
-    }
-    const std::uint8_t* code =
-        in.codes + (static_cast<std::size_t>(p - c.encode_from) * c.num_kv_heads + kv) * m;
-    for (int s = 0; s < m; ++s) {
-      group.push_back(code[s]);
-      const float* centroid = in.codebook->centroids.data() +
-                              ((static_cast<std::size_t>(kv) * m + s) * ksub + code[s]) * dcent;
-      for (int j = 0; j < dsub; ++j) {
-        value += q[s * dsub + j] * centroid[j];
-        magnitude += weight[s * dsub + j] * std::abs(static_cast<double>(centroid[j]));
-      }
-    }
-    if (!mean_finite) value = std::nan("");
-    Score score{value, std::isfinite(value) ? unit * magnitude + (in.exact ? 0 : d * 0x1p-147) : 0};
+    const Score score = without_bound(reduction.score(p - first));
     // Same block, same codes: the same float32 score, so positions must be taken in order.
     if (c.refine_factor == 1) {
+      std::vector<int>& group = groups[p - first];
       if (!std::isfinite(score.value)) {
         group.assign(1, std::isnan(score.value) ? -3 : score.value < 0 ? -2 : -1);
       }
@@ -178,12 +195,17 @@ inline std::string check_order(const OrderInput& in, const std::vector<std::int3
   std::sort(highs.begin(), highs.end());
   const std::ptrdiff_t shortlist = static_cast<std::ptrdiff_t>(c.refine_factor) * c.heavy_size;
   auto exact_score = [&](int p) {
-    double value = 0, magnitude = 0;
-    for (int i = 0; i < d; ++i) {
-      value += static_cast<double>(in.query[i]) * key(p)[i];
-      magnitude += std::abs(static_cast<double>(in.query[i]) * key(p)[i]);
+    std::vector<Score> products;
+    for (int head = 0; head < in.heads; ++head) {
+      double value = 0, magnitude = 0;
+      for (int i = 0; i < d; ++i) {
+        const double product = static_cast<double>(in.queries[head * d + i]) * key(p)[i];
+        value += product;
+        magnitude += std::abs(product);
+      }
+      products.push_back({value, std::isfinite(value) ? unit * magnitude + d * 0x1p-147 : 0});
     }
-    return Score{value, std::isfinite(value) ? unit * magnitude + d * 0x1p-147 : 0};
+    return reduction.exact(products);
   };
   double worst_in = 1e308, best_out = -1e308;
   for (const Candidate& k : candidates) {

@@ -9,6 +9,8 @@
 #include <limits>
 #include <numeric>
 
+#include "group_scores.h"
+
 namespace quarry::test {
 namespace {
 
@@ -84,6 +86,9 @@ IndexerConfig resolved(IndexerConfig c) {
   if (c.encode_from < 0) c.encode_from = c.sink_size;
   if (c.dense_threshold < 0) c.dense_threshold = c.heavy_size + c.encode_from + 1 + (1 << c.bits);
   if (c.algorithm == Algorithm::automatic) c.algorithm = Algorithm::staged;
+  if (c.softmax_scale == 0) {
+    c.softmax_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.head_dim)));
+  }
   return c;
 }
 
@@ -365,8 +370,8 @@ std::vector<Score> Oracle::pq_scores(const Pages& pages, int slot, int head, con
   return scores;
 }
 
-OracleRow Oracle::row(const Cache& cache, const Pages& pages, int slot, bool built, int n, int head,
-                      const float* query) const {
+OracleRow Oracle::row(const Cache& cache, const Pages& pages, int slot, bool built, int n,
+                      int list_head, const float* queries) const {
   OracleRow r;
   r.n = n;
   r.first = r.end = std::max(c_.sink_size, c_.encode_from);
@@ -383,7 +388,13 @@ OracleRow Oracle::row(const Cache& cache, const Pages& pages, int slot, bool bui
   add(0, c_.sink_size);
   if (built) {
     r.end = n - c_.window_size;
-    r.scores = pq_scores(pages, slot, head, query, r.first, r.end);
+    std::vector<std::vector<Score>> by_head;
+    for (int g = 0; g < list_group(); ++g) {
+      by_head.push_back(pq_scores(pages, slot, list_head * list_group() + g,
+                                  queries + g * c_.head_dim, r.first, r.end));
+    }
+    const Reduction reduction(c_, std::move(by_head));
+    for (int i = 0; i < r.end - r.first; ++i) r.scores.push_back(reduction.score(i));
     auto best = [](std::vector<int> of, const std::vector<Score>& by, int first, int count) {
       std::stable_sort(of.begin(), of.end(),
                        [&](int a, int b) { return rank(by[a - first]) > rank(by[b - first]); });
@@ -395,8 +406,14 @@ OracleRow Oracle::row(const Cache& cache, const Pages& pages, int slot, bool bui
     std::iota(heavy.begin(), heavy.end(), r.first);
     heavy = best(heavy, r.scores, r.first, c_.refine_factor * c_.heavy_size);
     if (c_.refine_factor > 1) {
+      const int kv = list_head * list_group() / group();
       for (int p = r.first; p < r.end; ++p) {
-        r.exact.push_back(dot(query, cache.key(cache_slot(pages, p), head / group()), c_.head_dim));
+        std::vector<Score> products;
+        for (int g = 0; g < list_group(); ++g) {
+          products.push_back(
+              dot(queries + g * c_.head_dim, cache.key(cache_slot(pages, p), kv), c_.head_dim));
+        }
+        r.exact.push_back(reduction.exact(products));
       }
       heavy = best(heavy, r.exact, r.first, c_.heavy_size);
     }
@@ -445,8 +462,7 @@ std::vector<OracleRow> Oracle::next(const Cache& cache, const std::vector<Pages>
                                     std::vector<std::uint32_t>* bits) {
   const int tokens = batch.query_tokens;
   bits->assign(batch.batch_size, 0);
-  std::vector<OracleRow> rows(static_cast<std::size_t>(batch.batch_size) * tokens *
-                              c_.num_query_heads);
+  std::vector<OracleRow> rows(static_cast<std::size_t>(batch.batch_size) * tokens * list_heads());
   for (int b = 0; b < batch.batch_size; ++b) {
     if (!sequence(tables, batch, b, &(*bits)[b])) continue;
     const int slot = batch.slot(b), n0 = batch.length(b, 0);
@@ -459,9 +475,10 @@ std::vector<OracleRow> Oracle::next(const Cache& cache, const std::vector<Pages>
         continue;
       }
       if (n > dense_limit() && !built_[slot]) (*bits)[b] |= kNotBuilt;
-      for (int h = 0; h < c_.num_query_heads; ++h) {
-        const std::size_t i = (static_cast<std::size_t>(b) * tokens + t) * c_.num_query_heads + h;
-        rows[i] = row(cache, tables[b], slot, built_[slot], n, h, queries.data() + i * c_.head_dim);
+      for (int h = 0; h < list_heads(); ++h) {
+        const std::size_t i = (static_cast<std::size_t>(b) * tokens + t) * list_heads() + h;
+        rows[i] = row(cache, tables[b], slot, built_[slot], n, h,
+                      queries.data() + i * list_group() * c_.head_dim);
       }
     }
   }
@@ -500,29 +517,26 @@ std::string compare(const IndexerConfig& c, const OracleRow& row,
   }
   if (exact) return message("listed wrongly (exact inputs)", extra[0], missing[0], 0);
 
-  // float32 sees every score within `bound` of ours. The shortlist's threshold moves by as
-  // much, so membership is certain or excluded only beyond two bounds from it.
-  const std::size_t shortlist =
-      static_cast<std::size_t>(c.refine_factor) * static_cast<std::size_t>(c.heavy_size);
-  const bool all = shortlist >= row.scores.size();
-  double bound = 0, threshold = -kInf;
-  for (const Score& s : row.scores) bound = std::max(bound, s.bound);
-  if (!all) {
-    std::vector<double> ranks;
-    for (const Score& s : row.scores) ranks.push_back(rank(s));
-    std::nth_element(ranks.begin(), ranks.begin() + (shortlist - 1), ranks.end(), std::greater<>());
-    threshold = ranks[shortlist - 1];
-  }
+  // float32 sees every score within its bound of ours. A key is surely not on the shortlist where
+  // that many surely score above it, and surely is where fewer may reach it.
+  const std::ptrdiff_t shortlist = std::ptrdiff_t{c.refine_factor} * c.heavy_size;
+  std::vector<double> lows, highs;
+  for (const Score& s : row.scores) lows.push_back(rank_low(s)), highs.push_back(rank_high(s));
+  std::sort(lows.begin(), lows.end());
+  std::sort(highs.begin(), highs.end());
   auto possible = [&](int p) {
-    return all || rank(row.scores[p - row.first]) >= threshold - 2 * bound;
+    const double high = rank_high(row.scores[p - row.first]);
+    return lows.end() - std::upper_bound(lows.begin(), lows.end(), high) < shortlist;
   };
   auto certain = [&](int p) {
-    return all || rank(row.scores[p - row.first]) > threshold + 2 * bound;
+    const double low = rank_low(row.scores[p - row.first]);
+    return highs.end() - std::lower_bound(highs.begin(), highs.end(), low) - 1 < shortlist;
   };
   const std::vector<Score>& final_scores = c.refine_factor > 1 ? row.exact : row.scores;
   for (int p : extra) {
     if (!possible(p)) {
-      return message("not among the best", p, rank(row.scores[p - row.first]), threshold);
+      return message("not among the best", p, rank(row.scores[p - row.first]),
+                     lows[lows.size() - static_cast<std::size_t>(shortlist)]);
     }
   }
   for (int a : extra) {

@@ -58,7 +58,7 @@ struct OracleRow {
   int n = 0;
   int first = 0, end = 0;     ///< candidates
   std::vector<Score> scores;  ///< of candidate first + i
-  std::vector<Score> exact;   ///< q.k of candidate first + i, where refine_factor > 1
+  std::vector<Score> exact;   ///< by q.k, of candidate first + i, where refine_factor > 1
   std::vector<int> list;      ///< what the oracle itself would list
 };
 
@@ -83,6 +83,9 @@ class Oracle {
   int dsub() const { return c_.head_dim / c_.num_subspaces; }
   int dcent() const { return dsub() + (c_.metric == Metric::inner_product ? 1 : 0); }
   int group() const { return c_.num_query_heads / c_.num_kv_heads; }
+  /// Query heads a list, lists a (sequence, query token).
+  int list_group() const { return c_.gqa_reduction == GqaReduction::per_head ? 1 : group(); }
+  int list_heads() const { return c_.num_query_heads / list_group(); }
   int page_size() const { return c_.page_size > 0 ? c_.page_size : c_.max_seq_len; }
   int num_pages() const {
     return c_.page_size > 0 ? static_cast<int>(c_.num_pages) : c_.max_sequences;
@@ -117,7 +120,7 @@ class Oracle {
   /// First position not encoded once `n` positions are seen.
   int encoded_end(int n) const;
 
-  /// next() of a whole batch: rows [B, T, Hq] and the status bits each sequence gains.
+  /// next() of a whole batch: rows [B, T, list heads] and the status bits each sequence gains.
   std::vector<OracleRow> next(const Cache& cache, const std::vector<Pages>& tables,
                               const HostBatch& batch, const std::vector<float>& queries,
                               std::vector<std::uint32_t>* bits);
@@ -146,8 +149,8 @@ class Oracle {
  private:
   bool sequence(const std::vector<Pages>& tables, const HostBatch& batch, int b,
                 std::uint32_t* bits) const;
-  OracleRow row(const Cache& cache, const Pages& pages, int slot, bool built, int n, int head,
-                const float* query) const;
+  OracleRow row(const Cache& cache, const Pages& pages, int slot, bool built, int n, int list_head,
+                const float* queries) const;
   std::vector<Score> pq_scores(const Pages& pages, int slot, int head, const float* query,
                                int first, int end) const;
 

@@ -581,14 +581,14 @@ void World::append(const HostBatch& batch) {
 
 bool World::exact() const {
   const IndexerConfig& c = setup_.config;
-  return setup_.keys == Values::integers && setup_.queries == Values::integers &&
-         setup_.centroids == Values::integers && c.block_size == 0 && !c.rotation;
+  return c.gqa_reduction != GqaReduction::softmax_sum && setup_.keys == Values::integers &&
+         setup_.queries == Values::integers && setup_.centroids == Values::integers &&
+         c.block_size == 0 && !c.rotation;
 }
 
 StepOutput World::next(const HostBatch& batch) {
   ++step_;
   if (buffers_ == nullptr) return {};
-  const IndexerConfig& c = config();
   show_keys(&batch, 0, 0);
   const std::vector<float> queries = put_queries(batch);
   NextArgs args;
@@ -644,7 +644,7 @@ StepOutput World::next(const HostBatch& batch) {
     return out;
   }
   const std::size_t rows =
-      static_cast<std::size_t>(batch.batch_size) * batch.query_tokens * c.num_query_heads;
+      static_cast<std::size_t>(batch.batch_size) * batch.query_tokens * oracle_.list_heads();
   const std::vector<std::int32_t> raw = buffers_->indices.download();
   const int max_list = oracle_.max_list(), stride = buffers_->index_stride;
   for (std::size_t r = 0; r < buffers_->max_rows; ++r) {
@@ -695,9 +695,9 @@ void World::check_step(const HostBatch& batch, const std::vector<OracleRow>& row
            ", must be " + std::to_string(bits[b]));
     }
     std::vector<std::uint8_t> codes_of;  // of this sequence, read once
-    for (int i = 0; i < batch.query_tokens * c.num_query_heads; ++i) {
-      const std::size_t r =
-          static_cast<std::size_t>(b) * batch.query_tokens * c.num_query_heads + i;
+    const int heads = oracle_.list_heads(), group = oracle_.list_group();
+    for (int i = 0; i < batch.query_tokens * heads; ++i) {
+      const std::size_t r = static_cast<std::size_t>(b) * batch.query_tokens * heads + i;
       const OracleRow& want = rows[r];
       const std::vector<std::int32_t> row(out.indices.begin() + r * max_list,
                                           out.indices.begin() + (r + 1) * max_list);
@@ -727,8 +727,9 @@ void World::check_step(const HostBatch& batch, const std::vector<OracleRow>& row
                              &pages_[slot],
                              &oracle_.codebook(slot),
                              codes_of.data(),
-                             queries.data() + r * c.head_dim,
-                             i % c.num_query_heads,
+                             queries.data() + r * group * c.head_dim,
+                             group,
+                             i % heads * group / oracle_.group(),
                              want.n,
                              exact()};
       const std::string order = check_order(input, list);

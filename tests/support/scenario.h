@@ -57,6 +57,10 @@ struct Scenario {
     backend = target.backend;
     config.algorithm = target.algorithm;
   }
+  /// A GQA reduction is served by `staged` alone.
+  bool served_by(const Target& target) const {
+    return target.algorithm != Algorithm::scan || config.gqa_reduction == GqaReduction::per_head;
+  }
 };
 
 /// A configuration of modest size to start from.

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "reduction.h"
 #include "support/random.h"
 
 namespace quarry::test {
@@ -30,6 +31,7 @@ IndexerConfig random_config(Random& random) {
   c.heavy_size = random.integer(1, 100);
   c.window_size = c.block_size + c.max_query_tokens - 1 + random.integer(0, 40);
   c.refine_factor = random.integer(1, 4);
+  c.gqa_reduction = static_cast<GqaReduction>(random.integer(0, 3));
   c.rotation = random.integer(0, 1) == 0;
   c.shared_codebook = random.integer(0, 1) == 0;
   if (random.integer(0, 1) == 0) {
@@ -162,23 +164,33 @@ TEST(Plan, CarvesWhatItCounts) {
                           scratch.data(), scratch.size());
           continue;
         }
-        const std::size_t rows = static_cast<std::size_t>(batch) * tokens * config.num_query_heads;
+        const std::size_t query_rows =
+            static_cast<std::size_t>(batch) * tokens * config.num_query_heads;
+        const bool reduces = config.gqa_reduction != GqaReduction::per_head;
+        const std::size_t rows = reduces ? query_rows / v.group_size : query_rows;
+        ASSERT_EQ(rows, static_cast<std::size_t>(batch) * tokens * plan.list_heads);
         const std::size_t shortlist = rows * config.heavy_size * config.refine_factor * 4;
         std::vector<Extent> extents = {
             {b.states, batch * sizeof(SequenceState)},
             {b.rows, rows * sizeof(RowState)},
-            {b.luts, rows * v.num_subspaces * v.ksub * 4},
+            {b.luts, query_rows * v.num_subspaces * v.ksub * 4},
             {b.biases, v.block_size > 0
-                           ? rows * static_cast<std::size_t>(v.max_seq_len / v.block_size) * 4
+                           ? query_rows * static_cast<std::size_t>(v.max_seq_len / v.block_size) * 4
                            : 0},
-            {b.scores, rows * static_cast<std::size_t>(plan.score_stride) * 4},
+            {b.scores, query_rows * static_cast<std::size_t>(plan.score_stride) * 4},
             {b.shortlist, shortlist},
             {b.shortlist_counts, rows * 4}};
         ASSERT_GE(plan.score_stride, v.max_seq_len);
         if (config.refine_factor > 1) {
-          extents.push_back({b.refined_scores, shortlist});
+          extents.push_back({b.refined_scores, shortlist / rows * query_rows});
           extents.push_back({b.heavy, rows * config.heavy_size * 4});
           extents.push_back({b.heavy_counts, rows * 4});
+        }
+        if (config.gqa_reduction == GqaReduction::softmax_sum) {
+          const auto parts = static_cast<std::size_t>(reduce_parts(v.max_seq_len));
+          extents.push_back({b.softmax, query_rows * sizeof(HeadSoftmax)});
+          extents.push_back({b.part_largest, query_rows * parts * 4});
+          extents.push_back({b.part_weights, query_rows * parts * 8});
         }
         expect_disjoint(extents, scratch.data(), scratch.size());
       }

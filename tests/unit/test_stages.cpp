@@ -281,6 +281,7 @@ TEST_P(StageTest, RefineIsTheExactProduct) {
                 d,
                 nullptr,
                 0};
+      p.list_heads = 6;
       p.shortlist = device_shortlist.data();
       p.shortlist_counts = device_counts.data();
       p.shortlist_stride = stride;

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "backend.h"
+
+namespace quarry::cuda {
+
+Status reduce(const ReduceParams&, const Launch&) noexcept;
+
+}  // namespace quarry::cuda
