@@ -13,6 +13,7 @@
 #include "score/score.h"
 #include "select/select.h"
 #include "state/state.h"
+#include "stats/stats.h"
 #include "train/train.h"
 
 namespace quarry::cuda {
@@ -107,6 +108,10 @@ const Stages stages = {
     emit,
     scan,
     scan_serves,
+    sample,
+    exact,
+    recall,
+    drift,
     set_codebook,
     truncate,
     reset,

@@ -27,6 +27,12 @@ Status check_build(const Plan& plan, const IndexerConfig& config, const BuildArg
 Status check_codebook(const Plan& plan, const IndexerConfig& config,
                       const CodebookArgs& args) noexcept;
 
+Status check_queries(const IndexerConfig& config, const Batch& batch, const QueryView& q) noexcept;
+/// Refuses what is below `least` or above 2^31-1.
+Status check_stride(const char* name, std::int64_t stride, std::int64_t least) noexcept;
+/// check_pointer(), but null is fine.
+Status check_optional(const char* name, const void* pointer, std::size_t alignment) noexcept;
+
 /// Refuses null (by name) and pointers not aligned to `alignment`.
 Status check_pointer(const char* name, const void* pointer, std::size_t alignment) noexcept;
 

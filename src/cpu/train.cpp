@@ -309,6 +309,7 @@ Status train(const TrainParams& p, const Launch& launch) noexcept {
   std::copy_n(p.centroids, size, ix.codebooks + book * size);
   if (ix.phi != nullptr) std::copy_n(p.trained_phi, problems, ix.phi + book * problems);
   ix.has_codebook[slot] = 1;
+  std::fill_n(ix.baseline + book * heads, heads, -1.0f);  // for stage drift to measure
   return Status();
 }
 
