@@ -16,6 +16,7 @@
 #include "state/share.h"
 #include "state/state.h"
 #include "state/transfer.h"
+#include "stats/stats.h"
 #include "train/train.h"
 
 namespace quarry::cuda {
@@ -111,6 +112,10 @@ const Stages stages = {
     emit,
     scan,
     scan_serves,
+    sample,
+    exact,
+    recall,
+    drift,
     set_codebook,
     truncate,
     reset,

@@ -31,6 +31,11 @@ struct Stages {
   Status (*scan)(const ScanParams&, const Launch&) noexcept;  ///< null: staged alone
   /// Whether scan serves a resolved configuration's shape; else automatic is staged.
   bool (*scan_serves)(const IndexView&) noexcept;
+  // stats()
+  Status (*sample)(const SampleParams&, const Launch&) noexcept;
+  Status (*exact)(const ExactParams&, const Launch&) noexcept;
+  Status (*recall)(const RecallParams&, const Launch&) noexcept;
+  Status (*drift)(const DriftParams&, const Launch&) noexcept;
   Status (*set_codebook)(const SetCodebookParams&, const Launch&) noexcept;
   Status (*truncate)(const TruncateParams&, const Launch&) noexcept;
   Status (*reset)(const ResetParams&, const Launch&) noexcept;

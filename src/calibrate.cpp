@@ -350,9 +350,9 @@ Status train_codebooks(const IndexerConfig& config, const std::vector<float>& sa
 }
 
 /// Squared distance of the samples to their nearest centroids (the first dsub coordinates,
-/// which alone score) over their squared norm.
-double relative_error(const IndexerConfig& c, const std::vector<float>& samples,
-                      const Calibration& calibration, std::int32_t threads) {
+/// which alone score) over their squared norm: of each KV head, then of all together.
+std::vector<double> relative_errors(const IndexerConfig& c, const std::vector<float>& samples,
+                                    const Calibration& calibration, std::int32_t threads) {
   const std::int32_t dsub = c.head_dim / c.num_subspaces, ksub = 1 << c.bits;
   const std::int32_t dcent = dsub + (c.metric == Metric::inner_product ? 1 : 0);
   const auto vectors = static_cast<std::int64_t>(samples.size()) / dsub;
@@ -389,9 +389,17 @@ double relative_error(const IndexerConfig& c, const std::vector<float>& samples,
     errors[static_cast<std::size_t>(table)] = error;
     norms[static_cast<std::size_t>(table)] = norm;
   }
-  const double norm = std::accumulate(norms.begin(), norms.end(), 0.0);
-  if (!(norm > 0)) return std::numeric_limits<double>::quiet_NaN();
-  return std::accumulate(errors.begin(), errors.end(), 0.0) / norm;
+  const auto ratio = [&](std::int64_t first, std::int64_t count) {
+    const double norm = std::accumulate(norms.begin() + first, norms.begin() + first + count, 0.0);
+    if (!(norm > 0)) return std::numeric_limits<double>::quiet_NaN();
+    return std::accumulate(errors.begin() + first, errors.begin() + first + count, 0.0) / norm;
+  };
+  std::vector<double> result;
+  for (std::int64_t h = 0; h < c.num_kv_heads; ++h) {
+    result.push_back(ratio(h * c.num_subspaces, c.num_subspaces));
+  }
+  result.push_back(ratio(0, tables));
+  return result;
 }
 
 Status run(const IndexerConfig& config, const std::vector<CalibrationTrace>& traces,
@@ -427,9 +435,16 @@ Status run(const IndexerConfig& config, const std::vector<CalibrationTrace>& tra
   result.sampled_keys = static_cast<std::int64_t>(samples.size() / (heads * d));
   if (Status s = train_codebooks(c, samples, options.num_threads, &result); !s.ok()) return s;
   report("held-out error", 0.9);
-  result.train_error = relative_error(c, samples, result, threads);
-  result.held_out_error = relative_error(
-      c, sample(c, residuals, result.rotation, true, most, threads), result, threads);
+  std::vector<double> error = relative_errors(c, samples, result, threads);
+  result.train_error = error.back();
+  error.pop_back();
+  for (const double e : error) {
+    result.quantization_error.push_back(e > 0 ? static_cast<float>(e) : 0.0f);
+  }
+  result.held_out_error =
+      relative_errors(c, sample(c, residuals, result.rotation, true, most, threads), result,
+                      threads)
+          .back();
   report("done", 1.0);
   *out = std::move(result);
   return {};

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "impl.h"
+#include "stats.h"
 #include "step.h"
 
 namespace quarry {
@@ -87,12 +88,13 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
 
   // A slot whose training may have failed on the device is trained again where it has.
   const std::int32_t positions = encoded_positions(im.plan.view, args.length);
+  bool trained = false;
   const bool uncertain = slot.built && !slot.certain && positions >= im.plan.view.ksub;
   if (im.plan.trains && (args.retrain || !slot.built || uncertain)) {
     if (args.rotation != nullptr) {
       // Nothing reads the slot's rotations before it has a codebook, so this is no change yet.
       const SetCodebookParams rotations{im.plan.view,  args.slot,           nullptr, nullptr,
-                                        args.rotation, args.query_rotation, 0};
+                                        args.rotation, args.query_rotation, 0, nullptr};
       if (Status s = im.stages->set_codebook(rotations, l); !s.ok()) return s;
     }
     TrainParams& train = buffers.train;
@@ -111,8 +113,12 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
     slot.built = true;
     slot.codebook_id = train.codebook_id;
     slot.rotation = slot.rotation || args.rotation != nullptr;
+    trained = true;
   }
-  return im.stages->encode({im.plan.view, step, args.keys}, l);
+  if (Status s = im.stages->encode({im.plan.view, step, args.keys}, l); !s.ok() || !trained) {
+    return s;
+  }
+  return im.stages->drift({im.plan.view, step, args.keys, kBaselineKeys, nullptr}, l);
 }
 
 Status Indexer::next(const NextArgs& args, Stream stream) noexcept {
@@ -149,12 +155,24 @@ Status Indexer::append(const AppendArgs& args, Stream stream) noexcept {
   return im.stages->encode({im.plan.view, step, args.keys}, im.on(stream));
 }
 
+Status Indexer::stats(const StatsArgs& args, Stream stream) noexcept {
+  if (impl_ == nullptr) return not_created();
+  Impl& im = *impl_;
+  if (Status s = check_stats(im.plan, im.config, args, im.slots.data()); !s.ok()) return s;
+  Arena arena(args.workspace.data);
+  const StatsBuffers buffers =
+      carve_stats(arena, im.plan, *im.stages, args.batch.batch_size, args.batch.query_tokens,
+                  args.recall == nullptr ? 0 : args.sample_every);
+  if (Status s = check_workspace(args.workspace, arena.bytes()); !s.ok()) return s;
+  return run_stats(im.plan, args, buffers, *im.stages, im.on(stream));
+}
+
 Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_codebook(im.plan, im.config, args); !s.ok()) return s;
   const SetCodebookParams params{im.plan.view,  args.slot,           args.codebooks,     args.phi,
-                                 args.rotation, args.query_rotation, fresh_codebook_id()};
+                                 args.rotation, args.query_rotation, fresh_codebook_id(), args.baseline_error};
   if (Status s = im.stages->set_codebook(params, im.on(stream)); !s.ok()) return s;
   for (std::int32_t slot = 0; slot < im.config.max_sequences; ++slot) {
     if (args.slot == -1 || args.slot == slot) {
@@ -246,6 +264,17 @@ std::size_t Indexer::workspace_bytes(std::int32_t batch_size,
   Arena arena;
   carve_next(arena, impl_->plan, *impl_->stages, batch_size, query_tokens);
   return arena.bytes();
+}
+
+std::size_t Indexer::stats_workspace_bytes(std::int32_t batch_size, std::int32_t query_tokens,
+                                           std::int32_t sample_every) const noexcept {
+  if (impl_ == nullptr || batch_size < 1 || query_tokens < 1 || sample_every < 0 ||
+      batch_size > impl_->config.max_sequences || query_tokens > impl_->config.max_query_tokens) {
+    return 0;
+  }
+  Arena arena;
+  carve_stats(arena, impl_->plan, *impl_->stages, batch_size, query_tokens, sample_every);
+  return arena.overflowed() ? 0 : arena.bytes();
 }
 
 const IndexerConfig& Indexer::config() const noexcept {

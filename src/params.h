@@ -61,6 +61,10 @@ struct IndexView {
   std::int32_t* seen;           ///< [max_sequences]: n of the last call, 0 at first
   std::uint32_t* has_codebook;  ///< [max_sequences]: 0 or 1
   std::uint64_t* codebook_ids;  ///< [max_sequences]: which content it has, 0 where none
+
+  /// [codebook slot][Hkv]: relative quantization error of the keys a codebook was made from.
+  /// 0: unknown; negative: trained just now, stage drift is to measure it.
+  float* baseline;
 };
 
 /// The batch of one call, and where its per-sequence state is kept for the later stages.
@@ -96,7 +100,8 @@ struct EncodeParams {
 
 /// Stage train: a codebook for step.fixed_slot from positions encode_from .. fixed_length-1
 /// (of complete blocks, where block_size > 0), with the slot's rotation. Afterwards
-/// has_codebook[slot] = 1, or, with fewer than ksub finite keys, nothing but a status.
+/// has_codebook[slot] = 1 and baseline negative, or, with fewer than ksub finite keys, nothing
+/// but a status.
 struct TrainParams {
   IndexView index;
   StepView step;
@@ -250,6 +255,58 @@ struct ScanParams {
   void* backend_scratch;  ///< scan_scratch_bytes() of the backend
 };
 
+/// Stage sample, of stats(): states[b] as stage encode finds them, with `seen` left as it is,
+/// and bits of lengths out of order; rows[i] and sampled[i] of every sampled row, row
+/// i * every + (offset + *counter) % every; afterwards *counter is one more.
+struct SampleParams {
+  IndexView index;
+  StepView step;
+  std::int32_t num_samples;  ///< 0: states alone
+  std::int32_t every, offset;
+  std::uint32_t* counter;  ///< or null
+  std::int32_t* sampled;   ///< [num_samples]: (b * T + t) * Hq + h, -1 past the last row
+  RowState* rows;          ///< [num_samples]
+};
+
+/// Stage exact: scores[i * score_stride + p] = float32 q.k for every candidate p of sparse
+/// rows[i], summed in stage refine's order.
+struct ExactParams {
+  IndexView index;
+  StepView step;
+  QueryView queries;
+  KeyView keys;
+  std::int32_t num_samples;
+  const std::int32_t* sampled;
+  const RowState* rows;
+  float* scores;
+  std::int64_t score_stride;
+};
+
+/// Stage recall: how many of selected[i] the list of row sampled[i] holds.
+struct RecallParams {
+  std::int32_t num_samples;
+  std::int32_t query_heads, list_heads;
+  std::int32_t k;
+  const std::int32_t* sampled;          ///< [num_samples]
+  const std::int32_t* selected;         ///< [num_samples, k]: the exact top-K
+  const std::int32_t* selected_counts;  ///< [num_samples]
+  const std::int32_t* indices;          ///< [rows, index_stride], ascending
+  std::int64_t index_stride;
+  const std::int32_t* list_lengths;  ///< [rows]
+  RecallStats* recall;               ///< [num_samples]
+};
+
+/// Stage drift: quantization error by KV head of what is encoded: of the last `most` positions
+/// to drift[b][head]; or, with drift null, of `most` positions evenly spaced over all of them
+/// to index.baseline, where that is negative.
+struct DriftParams {
+  IndexView index;
+  StepView step;
+  KeyView keys;
+  std::int32_t most;
+  DriftStats* drift;  ///< [B, Hkv] or null
+};
+
 /// set_codebook: caller's layout to the index's, has_codebook = 1, seen = encode_from where
 /// the slot had codes. With codebooks null (build with a rotation, slot without a codebook):
 /// the rotations alone are copied, nothing else changes.
@@ -258,6 +315,7 @@ struct SetCodebookParams {
   std::int32_t slot;  ///< -1: all
   const float *codebooks, *phi, *rotation, *query_rotation;
   std::uint64_t codebook_id;  ///< of `codebooks`
+  const float* baseline;  ///< [Hkv] or null: unknown
 };
 
 struct TruncateParams {

@@ -97,6 +97,7 @@ void carve_index(Arena& arena, Plan* plan) noexcept {
   v.seen = arena.take<std::int32_t>(v.max_sequences);
   v.has_codebook = arena.take<std::uint32_t>(v.max_sequences);
   v.codebook_ids = arena.take<std::uint64_t>(v.max_sequences);
+  v.baseline = arena.take<float>(books);
 }
 
 NextBuffers carve_next(Arena& arena, const Plan& plan, const Stages& stages,
@@ -132,6 +133,26 @@ NextBuffers carve_next(Arena& arena, const Plan& plan, const Stages& stages,
     b.heavy_counts = arena.take<std::int32_t>(rows);
     scratch = std::max(scratch, stages.select_scratch_bytes(rows, v.heavy_size, plan.shortlist));
   }
+  b.select_scratch = arena.take<std::byte>(static_cast<std::int64_t>(scratch));
+  return b;
+}
+
+StatsBuffers carve_stats(Arena& arena, const Plan& plan, const Stages& stages,
+                         std::int32_t batch_size, std::int32_t query_tokens,
+                         std::int32_t sample_every) noexcept {
+  const IndexView& v = plan.view;
+  StatsBuffers b{};
+  b.states = arena.take<SequenceState>(batch_size);
+  if (sample_every == 0) return b;
+  const std::int32_t rows = batch_size * query_tokens * v.num_query_heads;
+  const std::int32_t num_samples = (rows - 1) / sample_every + 1;
+  b.num_samples = num_samples;
+  b.sampled = arena.take<std::int32_t>(num_samples);
+  b.rows = arena.take<RowState>(num_samples);
+  b.scores = arena.take<float>(num_samples, plan.score_stride);
+  b.selected = arena.take<std::int32_t>(num_samples, v.heavy_size);
+  b.selected_counts = arena.take<std::int32_t>(num_samples);
+  const std::size_t scratch = stages.select_scratch_bytes(num_samples, v.heavy_size, v.max_seq_len);
   b.select_scratch = arena.take<std::byte>(static_cast<std::int64_t>(scratch));
   return b;
 }

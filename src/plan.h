@@ -88,6 +88,20 @@ struct BuildBuffers {
 };
 BuildBuffers carve_build(Arena& arena, const Plan& plan, const Stages& stages) noexcept;
 
+/// Scratch of a stats() of every `sample_every`-th row; 0: none, and states alone.
+struct StatsBuffers {
+  std::int32_t num_samples;
+  SequenceState* states;
+  std::int32_t* sampled;
+  RowState* rows;
+  float* scores;
+  std::int32_t *selected, *selected_counts;
+  void* select_scratch;
+};
+StatsBuffers carve_stats(Arena& arena, const Plan& plan, const Stages& stages,
+                         std::int32_t batch_size, std::int32_t query_tokens,
+                         std::int32_t sample_every) noexcept;
+
 /// Encoded positions of a sequence of `length`: with blocks, those of complete ones.
 std::int32_t encoded_positions(const IndexView& view, std::int32_t length) noexcept;
 

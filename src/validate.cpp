@@ -12,10 +12,6 @@ Status out_of_range(const char* name, long long value, long long low, long long 
   return Status(StatusCode::out_of_range, "%s is %lld, must be %lld..%lld", name, value, low, high);
 }
 
-Status check_optional(const char* name, const void* pointer, std::size_t alignment) {
-  return pointer == nullptr ? Status() : check_pointer(name, pointer, alignment);
-}
-
 Status check_dtype(const char* name, DType dtype) {
   const auto value = static_cast<std::int32_t>(dtype);
   if (value >= 0 && value <= 2) return {};
@@ -43,25 +39,6 @@ Status check_dims(const char* view, const Dim (&dims)[N], std::int64_t row) {
     return Status(StatusCode::invalid_argument, "%s strides reach beyond 2^60 elements", view);
   }
   return {};
-}
-
-Status check_queries(const IndexerConfig& config, const Batch& batch, const QueryView& q) {
-  if (Status s = check_dtype("queries.dtype", q.dtype); !s.ok()) return s;
-  if (Status s =
-          check_pointer("queries.data", q.data, static_cast<std::size_t>(dtype_size(q.dtype)));
-      !s.ok()) {
-    return s;
-  }
-  const Dim dims[] = {{"batch_stride", q.batch_stride, batch.batch_size},
-                      {"token_stride", q.token_stride, batch.query_tokens},
-                      {"head_stride", q.head_stride, config.num_query_heads}};
-  return check_dims("queries", dims, config.head_dim);
-}
-
-Status check_stride(const char* name, std::int64_t stride, std::int64_t least) {
-  if (stride >= least && stride <= std::numeric_limits<std::int32_t>::max()) return {};
-  return Status(StatusCode::invalid_argument, "%s is %lld, must be %lld..2^31-1", name,
-                static_cast<long long>(stride), static_cast<long long>(least));
 }
 
 /// Refuses a slot that is given twice; `slots[].marked` is false before and after.
@@ -158,6 +135,29 @@ Status check_pointer(const char* name, const void* pointer, std::size_t alignmen
                   pointer, alignment);
   }
   return {};
+}
+
+Status check_optional(const char* name, const void* pointer, std::size_t alignment) noexcept {
+  return pointer == nullptr ? Status() : check_pointer(name, pointer, alignment);
+}
+
+Status check_queries(const IndexerConfig& config, const Batch& batch, const QueryView& q) noexcept {
+  if (Status s = check_dtype("queries.dtype", q.dtype); !s.ok()) return s;
+  if (Status s =
+          check_pointer("queries.data", q.data, static_cast<std::size_t>(dtype_size(q.dtype)));
+      !s.ok()) {
+    return s;
+  }
+  const Dim dims[] = {{"batch_stride", q.batch_stride, batch.batch_size},
+                      {"token_stride", q.token_stride, batch.query_tokens},
+                      {"head_stride", q.head_stride, config.num_query_heads}};
+  return check_dims("queries", dims, config.head_dim);
+}
+
+Status check_stride(const char* name, std::int64_t stride, std::int64_t least) noexcept {
+  if (stride >= least && stride <= std::numeric_limits<std::int32_t>::max()) return {};
+  return Status(StatusCode::invalid_argument, "%s is %lld, must be %lld..2^31-1", name,
+                static_cast<long long>(stride), static_cast<long long>(least));
 }
 
 Status check_keys(const Plan& plan, const KeyView& keys, std::int32_t positions,
@@ -342,6 +342,7 @@ Status check_codebook(const Plan& plan, const IndexerConfig& config,
     bool wanted;
     const char* by;
   };
+  if (Status s = check_optional("baseline_error", args.baseline_error, 4); !s.ok()) return s;
   const Optional optionals[] = {
       {"phi", args.phi, config.metric == Metric::inner_product, "config.metric inner_product"},
       {"rotation", args.rotation, config.rotation, "config.rotation"},

@@ -34,6 +34,11 @@ Status check_codebook(const Plan& plan, const IndexerConfig& config,
 Status check_slot(const char* name, const IndexerConfig& config, std::int32_t slot) noexcept;
 /// A block table row must be there where the cache has pages, and only there.
 Status check_table(const char* name, const Plan& plan, const std::int32_t* table) noexcept;
+Status check_queries(const IndexerConfig& config, const Batch& batch, const QueryView& q) noexcept;
+/// Refuses what is below `least` or above 2^31-1.
+Status check_stride(const char* name, std::int64_t stride, std::int64_t least) noexcept;
+/// check_pointer(), but null is fine.
+Status check_optional(const char* name, const void* pointer, std::size_t alignment) noexcept;
 
 /// Refuses null (by name) and pointers not aligned to `alignment`.
 Status check_pointer(const char* name, const void* pointer, std::size_t alignment) noexcept;

@@ -51,6 +51,7 @@ Model to_model(const IndexerConfig& config, Calibration&& from) {
   model.phi = std::move(from.phi);
   model.rotation = std::move(from.rotation);
   model.query_rotation = std::move(from.query_rotation);
+  model.quantization_error = std::move(from.quantization_error);
   return model;
 }
 

@@ -4,8 +4,10 @@
 //
 // The file is safetensors: `codebooks` float32 [Hkv, m, ksub, dcent], with a rotation
 // `rotation` and `query_rotation` float32 [Hkv, d, d], with inner_product `phi` float32
-// [Hkv, m]. Its metadata name the format ("quarry-calibration"), its version ("1") and every
-// parameter; a reader refuses any other format or version.
+// [Hkv, m]; and `quantization_error` float32 [Hkv], the relative error of the keys trained on (0:
+// unknown), which files of earlier versions lack. Its metadata name the format
+// ("quarry-calibration"), its version ("1") and every parameter; a reader refuses any other format
+// or version.
 #pragma once
 
 #include <cstdint>

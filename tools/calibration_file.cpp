@@ -151,6 +151,12 @@ class Loader {
     } else {
       absent("phi", "its metric is euclidean");
     }
+    if (file_.find("quantization_error") != nullptr) {  // files before it lack it
+      model.quantization_error = tensor("quantization_error", {c.num_kv_heads});
+      for (const float value : model.quantization_error) {
+        if (value < 0) refuse("quantization_error: holds a negative value");
+      }
+    }
     if (!c.rotation) {
       absent("rotation", "metadata 'rotation' is none");
       absent("query_rotation", "metadata 'rotation' is none");
@@ -213,6 +219,10 @@ void save_calibration(const std::string& path, const LayerCalibration& calibrati
     const std::vector<std::int64_t> square = {c.num_kv_heads, c.head_dim, c.head_dim};
     tensors.push_back({"rotation", "F32", square, model.rotation.data()});
     tensors.push_back({"query_rotation", "F32", square, model.query_rotation.data()});
+  }
+  if (!model.quantization_error.empty()) {
+    tensors.push_back(
+        {"quantization_error", "F32", {c.num_kv_heads}, model.quantization_error.data()});
   }
   std::map<std::string, std::string> metadata = {
       {"format", kFormat},

@@ -36,6 +36,7 @@ struct Arguments {
 
 void declare(CLI::App& app, Arguments& a) {
   a.app = &app;
+  a.options.sample_every = 16;
   IndexerConfig& c = a.options.config;
   app.add_option("TRACE", a.trace, "Trace of one sequence and layer, safetensors")->required();
 
@@ -80,6 +81,12 @@ void declare(CLI::App& app, Arguments& a) {
                             {"max", GqaReduction::max}},
                            "Lists a query head, or a KV head by a reduction");
   number("--refine", c.refine_factor, "R", "Re-rank R x K positions by the exact q.k");
+  app.add_option("--sample-every", a.options.sample_every,
+                 "After each query compare every N-th row with the exact top-K on the device, "
+                 "0: none")
+      ->check(CLI::Range(0, 1 << 30))
+      ->type_name("N")
+      ->capture_default_str();
   number("--iterations", c.kmeans_iterations, "N", "k-means iterations");
   number("--seed", c.seed, "N", "k-means seed");
   app.add_option("--threads", a.options.threads, "CPU threads (default: OpenMP's)")
@@ -211,6 +218,7 @@ void run_sweep(Arguments& a) {
   }
   SweepOptions options;
   options.base = a.options;
+  options.base.sample_every = 0;
   if (!a.given("--mean")) options.base.config.mean_dtype = DType::float16;
   if (!a.given("--block-size")) options.base.config.block_size = 64;
   options.prompt_rotation = a.rotation == "query";

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <string>
 
 #include "device_memory.h"
 #include "error.h"
+#include "live.h"
 #include "safetensors.h"
 
 namespace quarry::tools {
@@ -73,6 +75,7 @@ class Engine {
     const std::size_t rows = static_cast<std::size_t>(result.rows);
     list_ = memory(rows * static_cast<std::size_t>(result.max_list) * sizeof(std::int32_t));
     list_length_ = memory(rows * sizeof(std::int32_t));
+    if (options.sample_every > 0) live_.emplace(indexer_, queue_, options.sample_every);
     give_model();
   }
 
@@ -127,6 +130,15 @@ class Engine {
     result_.lens.resize(result_.lens.size() + rows);
     list_.download(result_.indices.data() + result_.indices.size() - entries, list_.size());
     list_length_.download(result_.lens.data() + result_.lens.size() - rows, list_length_.size());
+    if (!live_) return;
+    for (const RecallStats& row : live_->sample(args)) {
+      if (row.exact > 0) result_.live.push_back({t, row});
+    }
+  }
+
+  /// How well the codebooks fit the last keys of the trace.
+  void measure_drift() {
+    if (live_) result_.drift = live_->drift(batch(), keys());
   }
 
   /// The codes of everything that is encoded once `n` positions were seen.
@@ -171,6 +183,8 @@ class Engine {
       args.rotation = rotation_.as<float>();
       args.query_rotation = query_rotation_.as<float>();
     }
+    const DeviceMemory baseline = floats(model_.quantization_error);
+    if (!model_.quantization_error.empty()) args.baseline_error = baseline.as<float>();
     check(indexer_.set_codebook(args, queue_.stream()), "Indexer::set_codebook");
     queue_.synchronize();
     built_ = true;
@@ -256,6 +270,7 @@ class Engine {
   Indexer indexer_;
   DeviceMemory cache_, queries_, workspace_, length_, device_status_, list_, list_length_;
   DeviceMemory rotation_, query_rotation_;
+  std::optional<LiveStats> live_;
   bool built_ = false;
 };
 
@@ -302,6 +317,7 @@ ReplayResult replay(const Trace& trace, const ReplayOptions& options,
     progress(position + 1 - result.prefill, steps);
   }
   engine.read_codes(trace.n);
+  engine.measure_drift();
   return result;
 }
 

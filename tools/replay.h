@@ -19,6 +19,15 @@ struct ReplayOptions {
   std::int32_t threads = 0;      ///< CPU; 0: OpenMP's default
   std::int32_t prefill = -1;     ///< positions given to build(); -1: the first query's
   const Model* model = nullptr;  ///< in the place of the trace's own; not owned
+  /// After every next() each this-many-th row is compared with the exact top-K by stats(), all
+  /// rows in turn; 0: no stats().
+  std::int32_t sample_every = 0;
+};
+
+/// A row that stats() sampled.
+struct LiveRow {
+  std::int32_t t;  ///< query
+  RecallStats recall;
 };
 
 /// What the Indexer answered. `rows` are list heads of a query.
@@ -38,6 +47,9 @@ struct ReplayResult {
   std::vector<double> next_us;    ///< [T], call to completion
   double build_ms = 0;            ///< all build() calls
   std::int32_t unbuilt_rows = 0;  ///< rows past the dense range without a codebook
+
+  std::vector<LiveRow> live;      ///< sampled rows with a heavy part
+  std::vector<DriftStats> drift;  ///< [hkv], of the last keys; empty without stats()
 };
 
 /// `prefill` as replay() will take it; past the first query it is BadInput.

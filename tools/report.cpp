@@ -192,6 +192,17 @@ Report make_report(const Trace& trace, const ReplayResult& result, ExactReferenc
   report.next_us_p99 = percentile(result.next_us, 0.99);
   report.next_us_max = percentile(result.next_us, 1);
   report.build_ms = result.build_ms;
+  Mean drift, live;
+  report.drift_worst = kNone;
+  for (const DriftStats& head : result.drift) {
+    if (!std::isfinite(head.ratio)) continue;
+    drift.add(head.ratio);
+    report.drift_worst = std::fmax(report.drift_worst, head.ratio);
+  }
+  for (const LiveRow& row : result.live) live.add(row.recall.recall);
+  report.drift = drift.value();
+  report.live_recall = live.value();
+  report.live_rows = live.count;
   report.exact_heavy = std::move(judge.exact_heavy);
   return report;
 }
@@ -236,6 +247,10 @@ std::string to_json(const Trace& trace, const ReplayResult& result, const Report
   j["next_us_p99"] = number(report.next_us_p99);
   j["next_us_max"] = number(report.next_us_max);
   j["build_ms"] = number(report.build_ms);
+  j["drift"] = number(report.drift);
+  j["drift_worst"] = number(report.drift_worst);
+  j["live_recall"] = number(report.live_recall);
+  j["live_rows"] = report.live_rows;
   j["trace"] = setting.trace;
   j["device"] = setting.device;
   j["threads"] = setting.threads;
@@ -288,6 +303,9 @@ std::string to_table(const Trace& trace, const ReplayResult& result, const Repor
   line("recall of the exact top-K", fraction(q.recall), std::isfinite(q.recall) ? "1.000" : "-");
   line("  first quarter of the queries", fraction(q.recall_first_quarter));
   line("  last quarter of the queries", fraction(q.recall_last_quarter));
+  if (report.live_rows > 0) {
+    line(fmt::format("  live, of {} sampled rows", report.live_rows), fraction(report.live_recall));
+  }
   line("attention mass covered", fraction(q.mass), fraction(q.oracle_mass));
   line("attention output error", fraction(q.output_error), fraction(q.oracle_output_error));
   out += '\n';
@@ -298,6 +316,10 @@ std::string to_table(const Trace& trace, const ReplayResult& result, const Repor
   line("list length", fmt::format("{:.1f}", report.list_length));
   if (report.sparse_rows > 0) {
     line("raw keys read a row", fmt::format("{:.1f}", report.raw_keys_per_row));
+  }
+  if (std::isfinite(report.drift)) {
+    line("drift: key error / codebook's", fmt::format("{:.2f}", report.drift));
+    line("  of the worst KV head", fmt::format("{:.2f}", report.drift_worst));
   }
   const double raw_bytes = static_cast<double>(trace.d * dtype_size(trace.k.dtype));
   line("index bytes a key and KV head", fmt::format("{:g}", report.index_bytes_per_key),

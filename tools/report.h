@@ -39,6 +39,10 @@ struct Report {
   double raw_keys_per_row = 0;  ///< mean over sparse rows
   double next_us_p50 = 0, next_us_p99 = 0, next_us_max = 0;
   double build_ms = 0;
+  /// What stats() saw: error of the last keys over the codebook's own, a mean over KV heads and
+  /// the largest; and the recall of the rows it sampled. NaN where there is none.
+  double drift = 0, drift_worst = 0, live_recall = 0;
+  std::int64_t live_rows = 0;
 
   std::vector<QueryPoint> points;         ///< [T]
   std::vector<std::int32_t> exact_heavy;  ///< [T, hq, K], -1 to a row's end

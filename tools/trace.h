@@ -28,6 +28,8 @@ struct Model {
   std::vector<float> phi;             ///< [hkv, m]
   std::vector<float> rotation;        ///< [hkv, d, d]
   std::vector<float> query_rotation;  ///< [hkv, d, d]
+  /// [hkv]: of the keys the codebooks were made from, 0 where unknown; a calibration's alone.
+  std::vector<float> quantization_error;
 };
 
 /// A checked trace. Shapes agree with each other; values are whatever the file holds.

@@ -40,6 +40,8 @@ struct Calibration {
   std::vector<float> phi;             ///< [Hkv, m], inner_product alone
   std::vector<float> rotation;        ///< [Hkv, d, d], with config.rotation alone
   std::vector<float> query_rotation;  ///< its inverse transpose
+  /// [Hkv]: train_error of each KV head, for CodebookArgs::baseline_error; 0 where there is none.
+  std::vector<float> quantization_error;
 
   // How good it is: squared error of quantization over the squared norm of what is encoded
   // (in the rotated space), for the keys trained on and for held-out blocks (every 16th).

@@ -139,6 +139,64 @@ struct CodebookArgs {
   const float* phi = nullptr;             ///< [Hkv, m], for inner_product alone
   const float* rotation = nullptr;        ///< [Hkv, d, d], with config.rotation alone
   const float* query_rotation = nullptr;  ///< [Hkv, d, d], with config.rotation alone
+  /// Optional, [Hkv]: the quantization error of the keys the codebooks were trained on
+  /// (DriftStats::error of them), what stats() compares recent keys with. Where it is null,
+  /// or an entry is not a positive finite number, it is unknown.
+  const float* baseline_error = nullptr;
+};
+
+/// How well one KV head's codebook fits the recent keys of a sequence.
+struct DriftStats {
+  /// Sum of |x - c|^2 over sum of |x|^2: x what is encoded (a key, or its residual from the
+  /// block's mean; rotated), c the centroids its codes name, both without the coordinate that
+  /// inner_product adds. NaN where no key was measured or all are zero.
+  float error;
+  /// The same of the keys the codebook was made from: CodebookArgs::baseline_error, or, for a
+  /// codebook build() trained, measured there. 0: unknown.
+  float baseline;
+  /// error / baseline: near 1 while the codebook fits, well above where it does not. NaN
+  /// where either is unknown.
+  float ratio;
+  std::int32_t keys;  ///< keys measured: encoded and finite
+};
+
+/// One sampled row beside the exact top-K.
+struct RecallStats {
+  std::int32_t row;  ///< (b * T + t) * Hq + h, or -1: the batch has no such row
+  std::int32_t
+      exact;  ///< |exact top-K|; 0 where the row has no heavy part (dense, empty, not built)
+  std::int32_t found;  ///< of them, how many are listed
+  float recall;        ///< found / exact, NaN where exact is 0
+};
+
+/// What is to be measured after a next() (or, drift alone, an append()) of the same batch.
+struct StatsArgs {
+  Batch batch;          ///< as the call before had it
+  KeyView keys;         ///< likewise
+  Workspace workspace;  ///< stats_workspace_bytes()
+
+  /// Optional, device memory [B, Hkv]: quantization error of the last `recent_keys` encoded
+  /// positions below n_0 of each sequence (fewer where there are fewer).
+  DriftStats* drift = nullptr;
+  std::int32_t recent_keys = 256;  ///< 1 .. max_seq_len
+
+  /// Optional, device memory [ceil(B * T * Hq / sample_every)]: entry i is row
+  /// i * sample_every + (sample_offset + *sample_counter) % sample_every, compared with the
+  /// exact top-K: float32 q.k on the raw keys among the same candidates, K = heavy_size, ties
+  /// to the lower position.
+  RecallStats* recall = nullptr;
+  std::int32_t sample_every = 0;   ///< N, 1 .. 2^30 (with recall)
+  std::int32_t sample_offset = 0;  ///< 0 .. N-1
+  /// Optional, device memory uint32 [1], 0 where null: the call adds 1 to it, so that a captured
+  /// graph takes another row every time.
+  std::uint32_t* sample_counter = nullptr;
+  // With recall: the queries and the lists of that next().
+  QueryView queries;                           ///< [B, T, Hq, d]
+  const std::int32_t* indices = nullptr;       ///< as in NextArgs
+  std::int64_t index_stride = 0;               ///< as in NextArgs
+  const std::int32_t* list_lengths = nullptr;  ///< as in NextArgs
+
+  std::uint32_t* device_status = nullptr;  ///< optional, as in NextArgs
 };
 
 /// A prefix-cache hit: positions below lengths[i] of slot slots[i] are encoded in the pages
@@ -230,6 +288,14 @@ class Indexer {
   /// append() or next(), from the cache.
   Status set_codebook(const CodebookArgs& args, Stream stream) noexcept;
 
+  /// Measures, beside the stream of steps and changing nothing of the index: how well the
+  /// codebooks fit recent keys, and the recall of sampled rows. Like next() it never allocates
+  /// or synchronizes and can be captured; its cost is that of reading what it measures.
+  /// A sequence in error, inactive or without a codebook has `keys` 0 and no recall.
+  /// Reads the measured positions of the cache, and for a sampled row all of its candidates
+  /// [sink, n_t - window).
+  Status stats(const StatsArgs& args, Stream stream) noexcept;
+
   /// Forgets positions from lengths[i] on: the index has then seen at most lengths[i].
   /// Both int32 [count] in device memory; slots null means 0 .. count-1. Entries out of
   /// range are ignored.
@@ -304,6 +370,11 @@ class Indexer {
 
   /// Exact scratch of a next() or append() of B sequences and T query tokens.
   std::size_t workspace_bytes(std::int32_t batch_size, std::int32_t query_tokens) const noexcept;
+
+  /// Exact scratch of a stats() of B sequences and T query tokens that samples every
+  /// `sample_every`-th row (0: drift alone). 0 where an argument is out of range.
+  std::size_t stats_workspace_bytes(std::int32_t batch_size, std::int32_t query_tokens,
+                                    std::int32_t sample_every) const noexcept;
 
   /// The resolved configuration: no -1, no `automatic`, a softmax_scale above 0.
   const IndexerConfig& config() const noexcept;

@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kThreads) fork_kernel(ForkParams p) {
     const std::int64_t square = std::int64_t{ix.head_dim} * ix.head_dim;
     copy_book(p, ix.codebooks, head, std::int64_t{ix.num_subspaces} * ix.dcent * ix.ksub);
     copy_book(p, ix.phi, head, ix.num_subspaces);
+    copy_book(p, ix.baseline, head, 1);
     copy_book(p, ix.rotation, head, square);
     copy_book(p, ix.query_rotation, head, square);
   }

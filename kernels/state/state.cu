@@ -5,6 +5,7 @@
 #include "state/state.h"
 
 #include "common/launch.h"
+#include "stats_math.h"
 
 namespace quarry::cuda {
 namespace {
@@ -51,6 +52,9 @@ __global__ void __launch_bounds__(kThreads) set_codebook_kernel(SetCodebookParam
   if (ix.phi != nullptr && p.phi != nullptr) {
     copy(ix.phi + to * ix.num_subspaces, p.phi + from * ix.num_subspaces, ix.num_subspaces, first,
          step);
+  }
+  if (first == 0) {
+    ix.baseline[to] = p.baseline == nullptr ? 0.0f : known_baseline(p.baseline[from]);
   }
   if (head != 0) return;
   // A codebook that all slots share changes all of them.

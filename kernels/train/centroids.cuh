@@ -267,6 +267,7 @@ static __global__ void __launch_bounds__(kCommitThreads)
   if (ix.phi != nullptr && first < ix.num_subspaces) {
     ix.phi[to * ix.num_subspaces + first] = p.trained_phi[head * ix.num_subspaces + first];
   }
+  if (first == 0) ix.baseline[to] = -1.0f;  // for stage drift to measure
   if (!leader) return;
   ix.has_codebook[slot] = 1;
   ix.codebook_ids[slot] = p.codebook_id;

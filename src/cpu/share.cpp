@@ -65,6 +65,7 @@ Status fork(const ForkParams& p, const Launch&) noexcept {
     const std::int64_t square = heads * ix.head_dim * ix.head_dim;
     copy_book(ix.codebooks, p.from_slot, p.to_slot, heads * ix.num_subspaces * ix.dcent * ix.ksub);
     copy_book(ix.phi, p.from_slot, p.to_slot, heads * ix.num_subspaces);
+    copy_book(ix.baseline, p.from_slot, p.to_slot, heads);
     copy_book(ix.rotation, p.from_slot, p.to_slot, square);
     copy_book(ix.query_rotation, p.from_slot, p.to_slot, square);
   }

@@ -20,6 +20,11 @@ Status refine(const RefineParams& p, const Launch& launch) noexcept;
 Status emit(const EmitParams& p, const Launch& launch) noexcept;
 Status scan(const ScanParams& p, const Launch& launch) noexcept;
 
+Status sample(const SampleParams& p, const Launch& launch) noexcept;
+Status exact(const ExactParams& p, const Launch& launch) noexcept;
+Status recall(const RecallParams& p, const Launch& launch) noexcept;
+Status drift(const DriftParams& p, const Launch& launch) noexcept;
+
 Status set_codebook(const SetCodebookParams& p, const Launch& launch) noexcept;
 Status truncate(const TruncateParams& p, const Launch& launch) noexcept;
 Status reset(const ResetParams& p, const Launch& launch) noexcept;

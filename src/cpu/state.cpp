@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu/stages.h"
+#include "stats_math.h"
 
 namespace quarry::cpu {
 namespace {
@@ -51,6 +52,9 @@ Status set_codebook(const SetCodebookParams& p, const Launch&) noexcept {
     }
   }
   if (p.codebooks == nullptr) return Status();  // rotations ahead of training
+  for (std::int64_t i = first_book * ix.num_kv_heads; i < end_book * ix.num_kv_heads; ++i) {
+    ix.baseline[i] = p.baseline == nullptr ? 0.0f : known_baseline(p.baseline[i % ix.num_kv_heads]);
+  }
   // A shared codebook is every slot's.
   const bool all = p.slot < 0 || ix.codebook_slots == 1;
   const std::int32_t first = all ? 0 : p.slot;

@@ -310,6 +310,7 @@ Status train(const TrainParams& p, const Launch& launch) noexcept {
   if (ix.phi != nullptr) std::copy_n(p.trained_phi, problems, ix.phi + book * problems);
   ix.has_codebook[slot] = 1;
   ix.codebook_ids[slot] = p.codebook_id;
+  std::fill_n(ix.baseline + book * heads, heads, -1.0f);  // for stage drift to measure
   return Status();
 }
 

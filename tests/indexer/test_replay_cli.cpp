@@ -69,6 +69,11 @@ TEST_F(ReplayCli, SmallTrace) {
   EXPECT_EQ(json["model_bytes"], 2 * 2 * 8 * 8 * 4);
   EXPECT_EQ(json["raw_keys_per_row"], 0);
   EXPECT_GE(json["oracle_mass"].get<double>(), json["mass"].get<double>());
+  // One row in 16, of 4 a query: the first query's row 0, the second's 1, the third's 2.
+  EXPECT_EQ(json["live_rows"], 3);
+  EXPECT_TRUE(json["live_recall"].is_number());
+  EXPECT_GT(json["drift"].get<double>(), 0.5);
+  EXPECT_GE(json["drift_worst"].get<double>(), json["drift"].get<double>());
 
   const std::string svg = slurp(folder_ + "/p.svg");
   EXPECT_EQ(svg.rfind("<svg ", 0), 0u);
@@ -171,6 +176,23 @@ TEST_F(ReplayCli, AReductionGivesAListAKvHead) {
   }
   EXPECT_NE(slurp(folder_ + "/sum"), slurp(folder_ + "/max"));
   expect_refused(trace_ + kSmall + " --gqa mean", "'mean' is not one of");
+}
+
+TEST_F(ReplayCli, EverySampledRowIsEveryRow) {
+  TraceParts parts;
+  write(parts);
+  const std::string json = folder_ + "/j";
+  ASSERT_EQ(run(trace_ + kSmall + " --sample-every 1 --json " + json).exit_code, 0);
+  const auto all = nlohmann::json::parse(slurp(json));
+  EXPECT_EQ(all["live_rows"], 12);
+  EXPECT_NEAR(all["live_recall"].get<double>(), all["recall"].get<double>(), 1e-6);
+  ASSERT_EQ(run(trace_ + kSmall + " --sample-every 0 --json " + json).exit_code, 0);
+  const auto none = nlohmann::json::parse(slurp(json));
+  EXPECT_EQ(none["live_rows"], 0);
+  EXPECT_TRUE(none["live_recall"].is_null());
+  EXPECT_TRUE(none["drift"].is_null());
+  EXPECT_EQ(none["recall"], all["recall"]);
+  expect_refused(trace_ + kSmall + " --sample-every -1", "--sample-every");
 }
 
 TEST_F(ReplayCli, OutDependsOnTheResultAlone) {

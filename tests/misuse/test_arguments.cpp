@@ -327,6 +327,100 @@ TEST_P(Misuse, AcceptsWhatIsAllowed) {
   EXPECT_EQ(e.indexer.workspace_bytes(0, 1), 0u);
 }
 
+TEST_P(Misuse, StatsRefusesByName) {
+  Engine e(GetParam(), misuse_config());
+  ASSERT_TRUE(e.indexer.set_codebook(e.codebook(), e.stream.get()).ok());
+  ASSERT_TRUE(e.indexer.next(e.next(), e.stream.get()).ok());
+  e.stream.synchronize();
+  const std::size_t heads = static_cast<std::size_t>(e.config.num_kv_heads);
+  DeviceBuffer<DriftStats> drift(GetParam(), 3 * heads);
+  DeviceBuffer<RecallStats> recall(GetParam(), (e.rows() + 4) / 5);
+  DeviceBytes scratch(GetParam(), e.indexer.stats_workspace_bytes(3, 2, 5) + 256);
+  const auto good = [&] {
+    const NextArgs n = e.next();
+    StatsArgs a;
+    a.batch = n.batch;
+    a.keys = n.keys;
+    a.queries = n.queries;
+    a.indices = n.indices;
+    a.index_stride = n.index_stride;
+    a.list_lengths = n.list_lengths;
+    a.device_status = n.device_status;
+    a.drift = drift.data();
+    a.recall = recall.data();
+    a.sample_every = 5;
+    a.sample_offset = 4;
+    a.sample_counter = e.status.data();
+    a.workspace = {scratch.data(), e.indexer.stats_workspace_bytes(3, 2, 5)};
+    return a;
+  };
+  const Status ok = e.indexer.stats(good(), e.stream.get());
+  ASSERT_TRUE(ok.ok()) << ok.detail();
+  struct Case {
+    const char* named;
+    StatusCode code;
+    std::function<void(StatsArgs&)> change;
+  };
+  std::vector<std::int32_t> too_long = e.host_lengths;
+  too_long[3] = 301;
+  using A = StatsArgs&;
+  const Case cases[] = {
+      {"drift and recall", kInvalid, [](A a) { a.drift = nullptr, a.recall = nullptr; }},
+      {"drift", kInvalid, [](A a) { a.drift = moved(a.drift, 2); }},
+      {"recent_keys", kRange, [](A a) { a.recent_keys = 0; }},
+      {"recent_keys", kRange, [](A a) { a.recent_keys = -1; }},
+      {"recent_keys", kRange, [](A a) { a.recent_keys = 301; }},
+      {"recall", kInvalid, [](A a) { a.recall = moved(a.recall, 1); }},
+      {"recall", kInvalid, [](A a) { a.recall = nullptr; }},
+      {"sample_every", kRange, [](A a) { a.sample_every = 0; }},
+      {"sample_every", kRange, [](A a) { a.sample_every = -5; }},
+      {"sample_every", kRange, [](A a) { a.sample_every = (1 << 30) + 1; }},
+      {"sample_offset", kRange, [](A a) { a.sample_offset = 5; }},
+      {"sample_offset", kRange, [](A a) { a.sample_offset = -1; }},
+      {"sample_counter", kInvalid, [](A a) { a.sample_counter = moved(a.sample_counter, 1); }},
+      {"workspace.data", kInvalid, [](A a) { a.workspace.data = nullptr; }},
+      {"workspace.data", kInvalid,
+       [](A a) { a.workspace.data = static_cast<char*>(a.workspace.data) + 128; }},
+      {"workspace.bytes", StatusCode::workspace_too_small, [](A a) { --a.workspace.bytes; }},
+      {"batch_size", kRange, [](A a) { a.batch.batch_size = 4; }},
+      {"query_tokens", kRange, [](A a) { a.batch.query_tokens = 0; }},
+      {"lengths", kInvalid, [](A a) { a.batch.lengths = nullptr; }},
+      {"host_lengths", kRange, [&](A a) { a.batch.host_lengths = too_long.data(); }},
+      {"keys.data", kInvalid, [](A a) { a.keys.data = nullptr; }},
+      {"keys.dtype", kInvalid, [](A a) { a.keys.dtype = static_cast<DType>(3); }},
+      {"block_table", kInvalid, [&](A a) { a.keys.block_table = e.ints.data(); }},
+      {"queries.data", kInvalid, [](A a) { a.queries.data = nullptr; }},
+      {"queries.head_stride", kInvalid, [](A a) { a.queries.head_stride = 8; }},
+      {"indices", kInvalid, [](A a) { a.indices = nullptr; }},
+      {"indices", kInvalid, [](A a) { a.indices = moved(a.indices, 2); }},
+      {"index_stride", kInvalid, [](A a) { --a.index_stride; }},
+      {"list_lengths", kInvalid, [](A a) { a.list_lengths = nullptr; }},
+      {"device_status", kInvalid, [](A a) { a.device_status = moved(a.device_status, 1); }},
+  };
+  for (const Case& c : cases) {
+    StatsArgs args = good();
+    c.change(args);
+    drift.fill(kPoison), recall.fill(kPoison);
+    e.expect_refused(c.named, c.code, [&] { return e.indexer.stats(args, e.stream.get()); });
+    for (const RecallStats& r : recall.download()) EXPECT_EQ(r.row, 0x5b5b5b5b) << c.named;
+    for (const DriftStats& d : drift.download()) EXPECT_EQ(d.keys, 0x5b5b5b5b) << c.named;
+  }
+  EXPECT_EQ(e.indexer.stats_workspace_bytes(4, 2, 5), 0u);
+  EXPECT_EQ(e.indexer.stats_workspace_bytes(3, 3, 5), 0u);
+  EXPECT_EQ(e.indexer.stats_workspace_bytes(3, 2, -1), 0u);
+  EXPECT_LT(e.indexer.stats_workspace_bytes(3, 2, 0), e.indexer.stats_workspace_bytes(3, 2, 5));
+  // Drift alone needs neither queries nor lists.
+  StatsArgs alone;
+  alone.batch = e.batch();
+  alone.keys = e.key_view();
+  alone.drift = drift.data();
+  alone.workspace = {scratch.data(), e.indexer.stats_workspace_bytes(3, 2, 0)};
+  const Status s = e.indexer.stats(alone, e.stream.get());
+  EXPECT_TRUE(s.ok()) << s.detail();
+  EXPECT_EQ(Indexer().stats(alone, nullptr).code(), kInvalid);
+  EXPECT_EQ(Indexer().stats_workspace_bytes(1, 1, 1), 0u);
+}
+
 TEST_P(Misuse, AppendRefusesByName) {
   Engine e(GetParam(), misuse_config());
   ASSERT_TRUE(e.indexer.set_codebook(e.codebook(), e.stream.get()).ok());

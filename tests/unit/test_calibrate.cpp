@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -148,6 +149,13 @@ TEST(Calibrate, HeldOutErrorIsNearTheTrainedOne) {
   EXPECT_GT(c.train_error, 0.0);
   EXPECT_LT(c.train_error, 0.5);
   EXPECT_NEAR(c.held_out_error, c.train_error, 0.05);
+  // train_error is a mean of the heads' own.
+  ASSERT_EQ(c.quantization_error.size(), static_cast<std::size_t>(Data::kHkv));
+  const auto [least, most] =
+      std::minmax_element(c.quantization_error.begin(), c.quantization_error.end());
+  EXPECT_LT(*least, c.train_error);
+  EXPECT_GT(*most, c.train_error);
+  EXPECT_GT(*least, 0.5 * c.train_error);
   EXPECT_EQ(c.keys, 8000 / 16 * 16 - 8);
   EXPECT_EQ(c.queries, 600);
 }

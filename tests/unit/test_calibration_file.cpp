@@ -53,6 +53,7 @@ LayerCalibration sample(Metric metric = Metric::euclidean, bool rotation = true)
     m.rotation.push_back(i / 8 % 8 == i % 8 ? value : 0.0f);
     m.query_rotation.push_back(i / 8 % 8 == i % 8 ? 1 / value : 0.0f);
   }
+  m.quantization_error = {0.125f, 0.0f};
   c.layer = "14";
   c.source_model = "a model";
   c.text = "a text";
@@ -120,6 +121,23 @@ class CalibrationFile : public testing::Test {
   std::string path_;
 };
 
+TEST_F(CalibrationFile, QuantizationErrorMayBeMissingButNotWrong) {
+  LayerCalibration out = sample();
+  out.model.quantization_error.clear();
+  save_calibration(path_, out);
+  EXPECT_TRUE(load_calibration(path_).model.quantization_error.empty());
+  out.model.quantization_error = {0.5f, -0.5f};
+  save_calibration(path_, out);
+  expect_refused("quantization_error: holds a negative value");
+  out.model.quantization_error = {0.5f, NAN};
+  save_calibration(path_, out);
+  expect_refused("quantization_error: holds a value that is not finite");
+  rewrite(sample(), [](Parts& parts) {
+    parts.infos[parts.at("quantization_error")].shape = {2, 1};
+  });
+  expect_refused("quantization_error: is F32 [2, 1], expected F32 [2]");
+}
+
 TEST_F(CalibrationFile, RoundTrip) {
   for (const Metric metric : {Metric::euclidean, Metric::inner_product}) {
     for (const bool rotation : {false, true}) {
@@ -130,6 +148,7 @@ TEST_F(CalibrationFile, RoundTrip) {
       EXPECT_EQ(in.model.phi, out.model.phi);
       EXPECT_EQ(in.model.rotation, out.model.rotation);
       EXPECT_EQ(in.model.query_rotation, out.model.query_rotation);
+      EXPECT_EQ(in.model.quantization_error, out.model.quantization_error);
       EXPECT_EQ(in.model.subspaces, 2);
       EXPECT_EQ(in.model.ksub, 8);
       EXPECT_EQ(in.model.dcent, out.model.dcent);

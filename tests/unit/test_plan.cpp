@@ -144,7 +144,8 @@ TEST(Plan, CarvesWhatItCounts) {
          {v.query_rotation, config.rotation ? square : 0},
          {v.seen, static_cast<std::size_t>(v.max_sequences) * 4},
          {v.has_codebook, static_cast<std::size_t>(v.max_sequences) * 4},
-         {v.codebook_ids, static_cast<std::size_t>(v.max_sequences) * 8}},
+         {v.codebook_ids, static_cast<std::size_t>(v.max_sequences) * 8},
+         {v.baseline, books * 4}},
         memory.data(), memory.size());
 
     for (int batch = 1; batch <= config.max_sequences; ++batch) {
@@ -193,6 +194,26 @@ TEST(Plan, CarvesWhatItCounts) {
           extents.push_back({b.part_weights, query_rows * parts * 8});
         }
         expect_disjoint(extents, scratch.data(), scratch.size());
+
+        for (const int every : {0, 1, 3, 1 << 30}) {
+          Arena stats_count;
+          carve_stats(stats_count, plan, stages, batch, tokens, every);
+          std::vector<std::byte> stats_scratch(stats_count.bytes());
+          Arena stats_arena(stats_scratch.data());
+          const StatsBuffers sb = carve_stats(stats_arena, plan, stages, batch, tokens, every);
+          const std::size_t samples = every == 0 ? 0 : (query_rows + every - 1) / every;
+          ASSERT_EQ(static_cast<std::size_t>(sb.num_samples), samples);
+          const std::size_t select = stages.select_scratch_bytes(static_cast<std::int32_t>(samples),
+                                                                 v.heavy_size, v.max_seq_len);
+          expect_disjoint({{sb.states, batch * sizeof(SequenceState)},
+                           {sb.sampled, samples * 4},
+                           {sb.rows, samples * sizeof(RowState)},
+                           {sb.scores, samples * static_cast<std::size_t>(plan.score_stride) * 4},
+                           {sb.selected, samples * v.heavy_size * 4},
+                           {sb.selected_counts, samples * 4},
+                           {sb.select_scratch, every == 0 ? 0 : select}},
+                          stats_scratch.data(), stats_scratch.size());
+        }
       }
     }
   }
