@@ -86,7 +86,8 @@ class Fuzzer {
     IndexerConfig& c = config_;
     const int dsub = 1 << small(0, 4);
     c.num_subspaces = wild(small(1, 6));
-    c.head_dim = wild(std::max(8, c.num_subspaces * dsub / 8 * 8));
+    const int m = std::clamp(c.num_subspaces, 1, 8);
+    c.head_dim = wild(m * dsub % 8 == 0 ? m * dsub : 8 * m);
     c.num_kv_heads = wild(small(1, 3));
     c.num_query_heads =
         wild(c.num_kv_heads > 0 && c.num_kv_heads < 4 ? c.num_kv_heads * small(1, 3) : 3);
@@ -107,7 +108,8 @@ class Fuzzer {
     }
     c.sink_size = wild(small(0, 20));
     c.heavy_size = wild(small(1, 24));
-    c.window_size = wild(c.block_size + c.max_query_tokens - 1 + small(0, 8));
+    const int reach = std::clamp(c.block_size, 0, 64) + std::clamp(c.max_query_tokens, 1, 8) - 1;
+    c.window_size = wild(reach + small(0, 8));
     c.encode_from = wild(small(-1, std::clamp(c.sink_size, 0, 20)));
     c.dense_threshold = wild(small(-1, 60));
     c.refine_factor = wild(small(1, 3));
