@@ -14,9 +14,11 @@
 #ifndef QUARRY_C_API_H_
 #define QUARRY_C_API_H_
 
+/* NOLINTBEGIN(modernize-deprecated-headers): C's own names */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+/* NOLINTEND(modernize-deprecated-headers) */
 
 #include "quarry/version.h"
 

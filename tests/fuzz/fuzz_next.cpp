@@ -26,8 +26,8 @@ struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
 };
 
-/// `bytes` at an address aligned to 256, the byte after them poisoned. aligned_alloc() would
-/// want a multiple of 256.
+/// `bytes` at an address aligned to 256 and not one more, as aligned_alloc() would round up to:
+/// ASan guards the byte after them.
 std::unique_ptr<void, FreeDeleter> aligned(std::size_t bytes) {
   void* p = nullptr;
   require(posix_memalign(&p, 256, std::max<std::size_t>(bytes, 1)) == 0);
@@ -43,7 +43,6 @@ class Fuzzer {
     choose_config();
     MemoryRequirements memory;
     const Status sized = memory_requirements(config_, Backend::cpu, &memory);
-    Indexer out;
     if (!sized.ok()) {
       require(sized.detail()[0] != 0);
       require(!Indexer::create(config_, {}, {1}, &indexer_).ok());
@@ -387,7 +386,6 @@ class Fuzzer {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  // What is read past the end is 0: let it be a choice of its own, not the only one.
   if (size > 0) Fuzzer(data, size).run();
   return 0;
 }
