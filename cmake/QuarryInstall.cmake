@@ -7,6 +7,9 @@ include(CMakePackageConfigHelpers)
 set(quarry_cmake_dir "${CMAKE_INSTALL_LIBDIR}/cmake/quarry")
 
 install(TARGETS quarry EXPORT quarryTargets ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+if(QUARRY_SHARED)
+  install(TARGETS quarry_c EXPORT quarryTargets LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+endif()
 install(DIRECTORY include/quarry DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING
         PATTERN "*.h")
 install(EXPORT quarryTargets NAMESPACE quarry:: DESTINATION "${quarry_cmake_dir}")

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "backend.h"
+#include "call.h"
 #include "plan.h"
 
 namespace quarry {
@@ -122,6 +123,7 @@ IndexerConfig IndexerConfig::recommended(std::int32_t head_dim) noexcept {
 }
 
 Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out) noexcept {
+  const Call call("resolve");
   if (out == nullptr) return Status(StatusCode::invalid_argument, "out is null");
   if (stages_of(backend) == nullptr) {
     return Status(StatusCode::unsupported, "backend %s is not built", to_string(backend));
@@ -166,6 +168,7 @@ std::int32_t max_list_length(const IndexerConfig& c) noexcept {
 
 Status memory_requirements(const IndexerConfig& config, Backend backend,
                            MemoryRequirements* out) noexcept {
+  const Call call("memory_requirements");
   if (out == nullptr) return Status(StatusCode::invalid_argument, "out is null");
   IndexerConfig resolved;
   if (Status s = resolve(config, backend, &resolved); !s.ok()) return s;

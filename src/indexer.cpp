@@ -4,7 +4,9 @@
 #include <new>
 #include <utility>
 
+#include "call.h"
 #include "impl.h"
+#include "log.h"
 #include "stats.h"
 #include "step.h"
 
@@ -17,6 +19,7 @@ Indexer& Indexer::operator=(Indexer&&) noexcept = default;
 
 Status Indexer::create(const IndexerConfig& config, const Device& device,
                        const Resources& resources, Indexer* out) noexcept {
+  const Call call("create");
   if (out == nullptr) return Status(StatusCode::invalid_argument, "out is null");
   IndexerConfig resolved;
   if (Status s = resolve(config, device.backend, &resolved); !s.ok()) return s;
@@ -64,10 +67,12 @@ Status Indexer::create(const IndexerConfig& config, const Device& device,
   Arena arena(memory);
   carve_index(arena, &impl->plan);
   out->impl_ = std::move(impl);
+  log_created(resolved, device, plan.memory);
   return {};
 }
 
 Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
+  const Call call("build");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_build(im.plan, im.config, args, im.slots.data()); !s.ok()) return s;
@@ -88,9 +93,9 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
 
   // A slot whose training may have failed on the device is trained again where it has.
   const std::int32_t positions = encoded_positions(im.plan.view, args.length);
-  bool trained = false;
   const bool uncertain = slot.built && !slot.certain && positions >= im.plan.view.ksub;
-  if (im.plan.trains && (args.retrain || !slot.built || uncertain)) {
+  const bool trains = im.plan.trains && (args.retrain || !slot.built || uncertain);
+  if (trains) {
     if (args.rotation != nullptr) {
       // Nothing reads the slot's rotations before it has a codebook, so this is no change yet.
       const SetCodebookParams rotations{im.plan.view,  args.slot,           nullptr, nullptr,
@@ -113,15 +118,18 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
     slot.built = true;
     slot.codebook_id = train.codebook_id;
     slot.rotation = slot.rotation || args.rotation != nullptr;
-    trained = true;
   }
-  if (Status s = im.stages->encode({im.plan.view, step, args.keys}, l); !s.ok() || !trained) {
-    return s;
+  if (Status s = im.stages->encode({im.plan.view, step, args.keys}, l); !s.ok()) return s;
+  if (trains) {
+    const DriftParams baseline{im.plan.view, step, args.keys, kBaselineKeys, nullptr};
+    if (Status s = im.stages->drift(baseline, l); !s.ok()) return s;
   }
-  return im.stages->drift({im.plan.view, step, args.keys, kBaselineKeys, nullptr}, l);
+  log_built(args, trains);
+  return {};
 }
 
 Status Indexer::next(const NextArgs& args, Stream stream) noexcept {
+  const Call call("next");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_next(im.plan, im.config, args, im.slots.data()); !s.ok()) return s;
@@ -136,6 +144,7 @@ Status Indexer::next(const NextArgs& args, Stream stream) noexcept {
 }
 
 Status Indexer::append(const AppendArgs& args, Stream stream) noexcept {
+  const Call call("append");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (args.batch.query_tokens != 1) {
@@ -156,6 +165,7 @@ Status Indexer::append(const AppendArgs& args, Stream stream) noexcept {
 }
 
 Status Indexer::stats(const StatsArgs& args, Stream stream) noexcept {
+  const Call call("stats");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_stats(im.plan, im.config, args, im.slots.data()); !s.ok()) return s;
@@ -168,6 +178,7 @@ Status Indexer::stats(const StatsArgs& args, Stream stream) noexcept {
 }
 
 Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
+  const Call call("set_codebook");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_codebook(im.plan, im.config, args); !s.ok()) return s;
@@ -185,6 +196,7 @@ Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
 
 Status Indexer::truncate(const std::int32_t* slots, const std::int32_t* lengths, std::int32_t count,
                          Stream stream) noexcept {
+  const Call call("truncate");
   if (impl_ == nullptr) return not_created();
   const Impl& im = *impl_;
   if (count < 1 || count > im.config.max_sequences) {
@@ -199,6 +211,7 @@ Status Indexer::truncate(const std::int32_t* slots, const std::int32_t* lengths,
 }
 
 Status Indexer::reset(std::int32_t slot, Stream stream) noexcept {
+  const Call call("reset");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (slot < 0 || slot >= im.config.max_sequences) {
@@ -214,6 +227,7 @@ Status Indexer::reset(std::int32_t slot, Stream stream) noexcept {
 Status Indexer::codes(std::int32_t slot, std::int32_t first, std::int32_t count,
                       const std::int32_t* block_table, std::uint8_t* out,
                       Stream stream) const noexcept {
+  const Call call("codes");
   if (impl_ == nullptr) return not_created();
   const Impl& im = *impl_;
   if (slot < 0 || slot >= im.config.max_sequences) {
@@ -238,6 +252,7 @@ Status Indexer::codes(std::int32_t slot, std::int32_t first, std::int32_t count,
 
 Status Indexer::codebook(std::int32_t slot, float* codebooks, float* phi,
                          Stream stream) const noexcept {
+  const Call call("codebook");
   if (impl_ == nullptr) return not_created();
   const Impl& im = *impl_;
   if (slot < 0 || slot >= im.config.max_sequences) {

@@ -3,6 +3,7 @@
 // Indexer's calls that start, share and split sequences.
 #include <atomic>
 
+#include "call.h"
 #include "impl.h"
 
 namespace quarry {
@@ -13,6 +14,7 @@ std::uint64_t fresh_codebook_id() noexcept {
 }
 
 Status Indexer::attach(const AttachArgs& args, Stream stream) noexcept {
+  const Call call("attach");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_attach(im.plan, im.config, args, im.slots.data()); !s.ok()) return s;
@@ -31,6 +33,7 @@ std::int32_t Indexer::shareable_positions(std::int32_t length) const noexcept {
 
 Status Indexer::copy_pages(const std::int32_t* from_pages, const std::int32_t* to_pages,
                            std::int32_t count, Stream stream) noexcept {
+  const Call call("copy_pages");
   if (impl_ == nullptr) return not_created();
   const Impl& im = *impl_;
   if (!im.plan.paged) {
@@ -47,6 +50,7 @@ Status Indexer::copy_pages(const std::int32_t* from_pages, const std::int32_t* t
 }
 
 Status Indexer::fork(const ForkArgs& args, Stream stream) noexcept {
+  const Call call("fork");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_slot("from_slot", im.config, args.from_slot); !s.ok()) return s;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "checksum.h"
+#include "call.h"
 #include "impl.h"
 #include "saved.h"
 
@@ -185,6 +186,7 @@ std::size_t Indexer::saved_bytes(std::int32_t length) const noexcept {
 }
 
 Status Indexer::save(const SaveArgs& args, Stream stream) const noexcept {
+  const Call call("save");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_transfer(im.plan, im.config, args.slot, args.block_table, args.workspace);
@@ -243,6 +245,7 @@ Status Indexer::save(const SaveArgs& args, Stream stream) const noexcept {
 }
 
 Status Indexer::restore(const RestoreArgs& args, Stream stream) noexcept {
+  const Call call("restore");
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_transfer(im.plan, im.config, args.slot, args.block_table, args.workspace);

@@ -4,6 +4,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "call.h"
+
 namespace quarry {
 
 const char* to_string(StatusCode code) noexcept {
@@ -36,6 +38,7 @@ Status::Status(StatusCode code, const char* format, ...) noexcept : code_(code) 
   va_start(arguments, format);
   std::vsnprintf(detail_, sizeof detail_, format, arguments);
   va_end(arguments);
+  if (code != StatusCode::ok) log_refusal(code, detail_);
 }
 
 }  // namespace quarry

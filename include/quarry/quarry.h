@@ -3,6 +3,7 @@
 
 #include "quarry/config.h"
 #include "quarry/indexer.h"
+#include "quarry/log.h"
 #include "quarry/status.h"
 #include "quarry/tensor.h"
 #include "quarry/version.h"

@@ -209,6 +209,7 @@ std::size_t train_scratch_bytes(const IndexView& index, std::int32_t max_samples
 Status train(const TrainParams& p, const Launch& launch) noexcept {
   const IndexView& ix = p.index;
   const std::int32_t slot = p.step.fixed_slot, heads = ix.num_kv_heads, m = ix.num_subspaces;
+  if (p.keep_codebook && ix.has_codebook[slot] != 0) return Status();
   const std::int32_t* table = block_table_row(p.step, 0);
   const Scratch scratch(ix, p.backend_scratch);
   const Groups groups(p);

@@ -316,6 +316,96 @@ TEST_P(Build, WithACodebookItOnlyEncodes) {
   }
 }
 
+TEST_P(Build, ABuildAfterAFailedOneKeepsTheCodebookItFinds) {
+  // Once a training failed where only the device could see it, the host is not sure of the
+  // slot's codebook any more. The next build trains; those after it must leave what that gave.
+  Scenario s = scenario();
+  s.config.block_size = 0;
+  World world(s);
+  const int first = world.config().encode_from, ksub = 1 << s.config.bits;
+  const int n = first + ksub + 20;
+  const auto spoil = [&](int from, int to) {
+    for (int p = from; p < to; ++p) {
+      world.cache().keys[world.cache().offset(p, 0)] = std::nanf("");
+    }
+  };
+  spoil(first, n - 3);
+  const Status few = world.build(0, n);
+  EXPECT_EQ(few.code(),
+            GetParam().backend == Backend::cpu ? StatusCode::too_few_keys : StatusCode::ok);
+  ASSERT_TRUE(world.build(0, 400).ok());
+  const Codebook codebook = world.read_codebook(0);
+  for (int round = 0; round < 2; ++round) {
+    // Other keys, in a range that a new training would follow.
+    world.overwrite(0, 0, 500, 71 + static_cast<std::uint64_t>(round));
+    ASSERT_TRUE(world.build(0, 450).ok());
+    EXPECT_TRUE(world.read_codebook(0).centroids == codebook.centroids);
+    world.next(lengths({451}));
+    ASSERT_EQ(world.error(), "");
+  }
+  // A retraining that fails leaves it, too, and does not make the next build train.
+  spoil(first, 440);
+  static_cast<void>(world.build(0, 441, true));
+  EXPECT_TRUE(world.read_codebook(0).centroids == codebook.centroids);
+  world.overwrite(0, 0, 500, 73);
+  ASSERT_TRUE(world.build(0, 450).ok());
+  EXPECT_TRUE(world.read_codebook(0).centroids == codebook.centroids);
+  world.next(lengths({451}));
+  EXPECT_EQ(world.error(), "");
+}
+
+TEST_P(Build, FewDistinctKeysAllBecomeCentroids) {
+  // Seven distinct vectors for sixteen centroids, nine keys in ten the same: most seeds fall on
+  // one vector and most clusters run empty, in every round. Each round gives at least one more
+  // vector to an empty cluster, so in the end nothing is lost.
+  constexpr int kDistinct = 7;
+  for (const Metric metric : {Metric::euclidean, Metric::inner_product}) {
+    Scenario s = scenario();
+    s.config.block_size = 0;
+    s.config.bits = 4;
+    s.config.metric = metric;
+    s.config.kmeans_iterations = 2 * kDistinct;
+    World world(s);
+    const int n = 600, d = s.config.head_dim;
+    // Small integers: float32 sums of equal ones are exact on every backend.
+    const auto vector = [&](int which, int head, int i) {
+      return static_cast<float>((which * 5 + head * 3 + i * which) % 11 - 5);
+    };
+    for (int p = 0; p < n; ++p) {
+      const int which = p % 10 == 3 ? 1 + p / 10 % (kDistinct - 1) : 0;
+      for (int h = 0; h < s.config.num_kv_heads; ++h) {
+        for (int i = 0; i < d; ++i) {
+          world.cache().keys[world.cache().offset(p, h) + i] = vector(which, h, i);
+        }
+      }
+    }
+    ASSERT_TRUE(world.build(0, n).ok());
+    ASSERT_EQ(world.error(), "");
+    const Codebook& cb = world.oracle().codebook(0);
+    EXPECT_EQ(error_of(world, cb, n), 0.0) << to_string(metric);
+    // And an empty cluster takes a key, no more and no less: every centroid is one.
+    const int dsub = world.oracle().dsub(), dcent = world.oracle().dcent();
+    const int ksub = world.oracle().ksub(), m = s.config.num_subspaces;
+    for (int h = 0; h < s.config.num_kv_heads; ++h) {
+      for (int k = 0; k < m; ++k) {
+        for (int id = 0; id < ksub; ++id) {
+          const float* centroid =
+              cb.centroids.data() + ((static_cast<std::size_t>(h) * m + k) * ksub + id) * dcent;
+          bool found = false;
+          for (int which = 0; which < kDistinct && !found; ++which) {
+            found = true;
+            for (int j = 0; j < dsub; ++j) {
+              found = found && centroid[j] == vector(which, h, k * dsub + j);
+            }
+          }
+          EXPECT_TRUE(found) << to_string(metric) << " head " << h << " subspace " << k
+                             << " centroid " << id;
+        }
+      }
+    }
+  }
+}
+
 // A prefill may be encoded by other arithmetic than a decode step (tensor cores), to the same
 // bytes: of codes and, through the next lists, of means. Shapes of every bulk kernel, keys with
 // outliers, ties and non-finite values, contiguous and paged.

@@ -457,6 +457,85 @@ TEST_P(StageTest, EmitWritesListsAndWeights) {
   }
 }
 
+TEST_P(StageTest, TrainLeavesACodebookThatItIsToKeep) {
+  IndexerConfig c = small_config();
+  c.max_sequences = 3;
+  open(c, 1);
+  ASSERT_FALSE(HasFatalFailure());
+  const Backend backend = GetParam();
+  const int n = 300, row = c.num_kv_heads * c.head_dim;
+  Random random(9);
+  std::vector<float> k(static_cast<std::size_t>(c.max_sequences) * c.max_seq_len * row);
+  for (float& x : k) x = static_cast<float>(random.normal());
+  DeviceBuffer<float> keys(backend, k);
+  DeviceBytes scratch(backend, plan_.memory.build_workspace_bytes);
+  // The whole index, and where in it a slot's codebook is.
+  const auto read = [&] {
+    std::vector<std::uint8_t> bytes(plan_.memory.index_bytes);
+    memory_->download(bytes.data(), bytes.size());
+    return bytes;
+  };
+  const auto offset = [&](const void* at) {
+    return static_cast<std::size_t>(static_cast<const std::uint8_t*>(at) -
+                                    static_cast<const std::uint8_t*>(memory_->data()));
+  };
+  const std::size_t size = sizeof(float) * c.num_kv_heads * c.num_subspaces *
+                           static_cast<std::size_t>(plan_.view.dcent) * plan_.view.ksub;
+  const auto codebook = [&](int slot) {
+    const std::vector<std::uint8_t> bytes = read();
+    const auto first =
+        bytes.begin() + static_cast<std::ptrdiff_t>(offset(plan_.view.codebooks) + slot * size);
+    return std::vector<std::uint8_t>(first, first + static_cast<std::ptrdiff_t>(size));
+  };
+  const auto has = [&](int slot) {
+    std::uint32_t value = 0;
+    std::memcpy(&value, read().data() + offset(plan_.view.has_codebook) + 4u * slot, 4);
+    return value;
+  };
+  const auto train = [&](int slot, bool keep) {
+    scratch.fill(0xff);
+    Arena arena(scratch.data());
+    TrainParams t = carve_build(arena, plan_, stages()).train;
+    t.index = plan_.view;
+    t.step.batch_size = t.step.query_tokens = 1;
+    t.step.fixed_slot = slot;
+    t.step.fixed_length = n;
+    t.step.restart = true;
+    t.keys.data = keys.data();
+    t.keys.head_stride = c.head_dim;
+    t.keys.slot_stride = row;
+    t.keys.page_stride = std::int64_t{c.max_seq_len} * row;
+    t.keep_codebook = keep;
+    t.iterations = 3;
+    t.seed = 4;
+    t.num_positions = encoded_positions(plan_.view, n);
+    t.max_samples = std::min(t.max_samples, t.num_positions);
+    EXPECT_TRUE(stages().train(t, launch()).ok());
+    stream_.synchronize();
+  };
+  // Without a codebook there is nothing to keep: slot 0 as slot 1, which trains in any case.
+  const auto before = codebook(0);
+  train(0, true);
+  EXPECT_EQ(has(0), 1u);
+  const auto trained = codebook(0);
+  EXPECT_FALSE(trained == before);
+  std::copy_n(k.begin(), std::ptrdiff_t{c.max_seq_len} * row,
+              k.begin() + std::ptrdiff_t{c.max_seq_len} * row);
+  keys.upload(k);
+  train(1, false);
+  EXPECT_TRUE(codebook(1) == trained);
+  // With one, other keys change nothing of the index until it is not to be kept.
+  for (float& x : k) x = static_cast<float>(random.normal());
+  keys.upload(k);
+  const auto index = read();
+  train(0, true);
+  EXPECT_TRUE(read() == index);
+  train(0, false);
+  EXPECT_FALSE(codebook(0) == trained);
+  EXPECT_TRUE(codebook(1) == trained);
+  EXPECT_EQ(has(2), 0u);
+}
+
 QUARRY_ON_EVERY_BACKEND(StageTest);
 
 }  // namespace
