@@ -43,7 +43,7 @@ Status check_ranges(const IndexerConfig& c) {
       {"refine_factor", c.refine_factor, 1, 8192},
       {"kmeans_iterations", c.kmeans_iterations, 1, 1000},
       {"metric", static_cast<std::int32_t>(c.metric), 0, 1},
-      {"mean_dtype", static_cast<std::int32_t>(c.mean_dtype), 0, 2},
+      {"mean_dtype", static_cast<std::int32_t>(c.mean_dtype), 0, 3},
       {"algorithm", static_cast<std::int32_t>(c.algorithm), 0, 2},
       {"gqa_reduction", static_cast<std::int32_t>(c.gqa_reduction), 0, 3},
   };
@@ -202,6 +202,8 @@ const char* to_string(DType v) noexcept {
       return "float16";
     case DType::bfloat16:
       return "bfloat16";
+    case DType::float8_e4m3:
+      return "float8_e4m3";
   }
   return "unknown";
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// IEEE binary16 and bfloat16 as bit patterns, on host and device alike: widening is exact,
+// IEEE binary16, bfloat16 and E4M3 as bit patterns, on host and device alike: widening is exact,
 // narrowing rounds to nearest even, NaN stays NaN.
 #pragma once
 
@@ -62,9 +62,37 @@ QUARRY_HD inline std::uint16_t float_to_bfloat16(float f) {
   return static_cast<std::uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
+QUARRY_HD inline float float8_to_float(std::uint8_t h) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x80u) << 24;
+  const std::uint32_t rest = h & 0x7fu;
+  if (rest == 0x7fu) return bits_to_float(sign | 0x7fc00000u);
+  if (rest >= 0x08u) return bits_to_float(sign | ((rest << 20) + 0x3c000000u));
+  // Subnormal: an integer times 2^-9, exact.
+  const float magnitude = static_cast<float>(rest) * 0.001953125f;
+  return bits_to_float(sign | float_to_bits(magnitude));
+}
+
+/// Saturates at +-448; infinities become NaN, for E4M3 has none.
+QUARRY_HD inline std::uint8_t float_to_float8(float f) {
+  const std::uint32_t u = float_to_bits(f);
+  const std::uint32_t sign = u >> 24 & 0x80u;
+  const std::uint32_t rest = u & 0x7fffffffu;
+  if (rest >= 0x7f800000u) return static_cast<std::uint8_t>(sign | 0x7fu);
+  if (rest >= 0x43e00000u) return static_cast<std::uint8_t>(sign | 0x7eu);  // 448 and up
+  if (rest < 0x3c800000u) {
+    // Below 2^-6: adding 2^14 lets the float adder round at 2^-9, the subnormals' unit.
+    const float shifted = bits_to_float(rest) + 16384.0f;
+    return static_cast<std::uint8_t>(sign | (float_to_bits(shifted) - 0x46800000u));
+  }
+  const std::uint32_t odd = rest >> 20 & 1u;
+  return static_cast<std::uint8_t>(sign | ((rest - 0x3c000000u + 0x7ffffu + odd) >> 20));
+}
+
 /// Element i of a typed array, widened.
 QUARRY_HD inline float load_element(const void* data, DType dtype, std::int64_t i) {
   if (dtype == DType::float32) return static_cast<const float*>(data)[i];
+  if (dtype == DType::float8_e4m3)
+    return float8_to_float(static_cast<const std::uint8_t*>(data)[i]);
   const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[i];
   return dtype == DType::float16 ? half_to_float(bits) : bfloat16_to_float(bits);
 }
@@ -73,6 +101,8 @@ QUARRY_HD inline float load_element(const void* data, DType dtype, std::int64_t 
 QUARRY_HD inline void store_element(void* data, DType dtype, std::int64_t i, float value) {
   if (dtype == DType::float32) {
     static_cast<float*>(data)[i] = value;
+  } else if (dtype == DType::float8_e4m3) {
+    static_cast<std::uint8_t*>(data)[i] = float_to_float8(value);
   } else {
     static_cast<std::uint16_t*>(data)[i] =
         dtype == DType::float16 ? float_to_half(value) : float_to_bfloat16(value);

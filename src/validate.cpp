@@ -15,7 +15,8 @@ Status out_of_range(const char* name, long long value, long long low, long long 
 Status check_dtype(const char* name, DType dtype) {
   const auto value = static_cast<std::int32_t>(dtype);
   if (value >= 0 && value <= 2) return {};
-  return Status(StatusCode::invalid_argument, "%s is %d, not a DType", name, value);
+  return Status(StatusCode::invalid_argument,
+                "%s is %d, must be 0 (float32), 1 (float16) or 2 (bfloat16)", name, value);
 }
 
 /// One dimension of a strided view: rows of d must not overlap.

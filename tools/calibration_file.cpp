@@ -103,9 +103,10 @@ class Loader {
     c.metric = choice<Metric>(
         "metric", {{"euclidean", Metric::euclidean}, {"inner_product", Metric::inner_product}});
     c.block_size = number<std::int32_t>("block_size");
-    c.mean_dtype = choice<DType>(
-        "mean",
-        {{"float32", DType::float32}, {"float16", DType::float16}, {"bfloat16", DType::bfloat16}});
+    c.mean_dtype = choice<DType>("mean", {{"float32", DType::float32},
+                                          {"float16", DType::float16},
+                                          {"bfloat16", DType::bfloat16},
+                                          {"float8_e4m3", DType::float8_e4m3}});
     c.sink_size = number<std::int32_t>("sink");
     c.encode_from = number<std::int32_t>("encode_from");
     c.rotation = choice<bool>("rotation", {{"none", false}, {"query", true}});

@@ -28,10 +28,12 @@ CLI::Option* add_metric(CLI::App& app, Metric& target) {
 }
 
 CLI::Option* add_mean(CLI::App& app, DType& target) {
-  return add_choice<DType>(
-      app, "--mean", target,
-      {{"float32", DType::float32}, {"float16", DType::float16}, {"bfloat16", DType::bfloat16}},
-      "Type of the stored block means");
+  return add_choice<DType>(app, "--mean", target,
+                           {{"float32", DType::float32},
+                            {"float16", DType::float16},
+                            {"bfloat16", DType::bfloat16},
+                            {"float8_e4m3", DType::float8_e4m3}},
+                           "Type of the stored block means");
 }
 
 void write_text(const std::string& path, const std::string& text) {

@@ -5,11 +5,16 @@
 
 namespace quarry {
 
-/// Element types of keys, queries and block means.
-enum class DType : std::int32_t { float32 = 0, float16 = 1, bfloat16 = 2 };
+/// Element types: keys and queries are one of the first three, block means any.
+///
+/// float8_e4m3 is the OCP 8-bit format E4M3 (Micikevicius et al., 2022): sign, 4 bits of exponent,
+/// 3 of mantissa, no infinity. Finite numbers beyond +-448 become +-448, infinities NaN.
+enum class DType : std::int32_t { float32 = 0, float16 = 1, bfloat16 = 2, float8_e4m3 = 3 };
 
 /// Bytes of one element.
-constexpr std::int64_t dtype_size(DType t) noexcept { return t == DType::float32 ? 4 : 2; }
+constexpr std::int64_t dtype_size(DType t) noexcept {
+  return t == DType::float32 ? 4 : t == DType::float8_e4m3 ? 1 : 2;
+}
 
 const char* to_string(DType t) noexcept;
 

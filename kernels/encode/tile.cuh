@@ -63,6 +63,7 @@ __device__ void load_keys(const KeySource& source, int rows, PositionOf position
 /// Rounds to `dtype` and widens again: the mean that is used everywhere.
 __host__ __device__ inline float rounded(float v, DType dtype) {
   if (dtype == DType::float32) return v;
+  if (dtype == DType::float8_e4m3) return float8_to_float(float_to_float8(v));
   return dtype == DType::float16 ? half_to_float(float_to_half(v))
                                  : bfloat16_to_float(float_to_bfloat16(v));
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "common/vec.cuh"
+#include "half.h"
 #include "params.h"
 
 namespace quarry::cuda {
@@ -16,6 +17,12 @@ namespace quarry::cuda {
 __device__ __forceinline__ float4 load_mean4(const IndexView& ix, std::int64_t i) {
   if (ix.mean_dtype == DType::float32) {
     return __ldg(reinterpret_cast<const float4*>(static_cast<const float*>(ix.means) + i));
+  }
+  if (ix.mean_dtype == DType::float8_e4m3) {
+    const std::uint32_t v = __ldg(
+        reinterpret_cast<const std::uint32_t*>(static_cast<const std::uint8_t*>(ix.means) + i));
+    const auto byte = [v](int at) { return float8_to_float(static_cast<std::uint8_t>(v >> at)); };
+    return {byte(0), byte(8), byte(16), byte(24)};
   }
   const uint2 v =
       __ldg(reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(ix.means) + i));

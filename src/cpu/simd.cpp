@@ -26,6 +26,19 @@ HWY_INLINE VF load(const void* data, std::int64_t i) {
   const DF df;
   if constexpr (kType == DType::float32) {
     return hn::LoadU(df, static_cast<const float*>(data) + i);
+  } else if constexpr (kType == DType::float8_e4m3) {
+    // float8_to_float(), a lane each.
+    const DU du;
+    const hn::Rebind<std::uint8_t, DF> d8;
+    const auto bits = hn::PromoteTo(du, hn::LoadU(d8, static_cast<const std::uint8_t*>(data) + i));
+    const auto sign = hn::ShiftLeft<24>(hn::And(bits, hn::Set(du, 0x80u)));
+    const auto rest = hn::And(bits, hn::Set(du, 0x7fu));
+    const auto normal = hn::Add(hn::ShiftLeft<20>(rest), hn::Set(du, 0x3c000000u));
+    const hn::RebindToSigned<DU> di;
+    const VF small = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, rest)), hn::Set(df, 0.001953125f));
+    auto wide = hn::IfThenElse(hn::Lt(rest, hn::Set(du, 8u)), hn::BitCast(du, small), normal);
+    wide = hn::IfThenElse(hn::Eq(rest, hn::Set(du, 0x7fu)), hn::Set(du, 0x7fc00000u), wide);
+    return hn::BitCast(df, hn::Or(sign, wide));
   } else {
     const auto* bits = static_cast<const std::uint16_t*>(data) + i;
     const hn::Rebind<std::uint16_t, DF> d16;
@@ -99,7 +112,8 @@ HWY_ATTR void Widen(const void* data, DType dtype, std::int64_t offset, std::int
                     const float* mean, float* out) {
   if (dtype == DType::float32) return widen_typed<DType::float32>(data, offset, d, mean, out);
   if (dtype == DType::float16) return widen_typed<DType::float16>(data, offset, d, mean, out);
-  widen_typed<DType::bfloat16>(data, offset, d, mean, out);
+  if (dtype == DType::bfloat16) return widen_typed<DType::bfloat16>(data, offset, d, mean, out);
+  widen_typed<DType::float8_e4m3>(data, offset, d, mean, out);
 }
 
 HWY_ATTR void Accumulate(const void* data, DType dtype, std::int64_t offset, std::int32_t d,
@@ -118,9 +132,10 @@ HWY_ATTR void Dots(const float* q, const void* data, DType dtype, const std::int
       const char* next = static_cast<const char*>(data) + offsets[k + kAhead] * size;
       for (std::int64_t byte = 0; byte < d * size; byte += 64) hwy::Prefetch(next + byte);
     }
-    out[k] = dtype == DType::float32   ? dot_typed<DType::float32>(q, data, offsets[k], d)
-             : dtype == DType::float16 ? dot_typed<DType::float16>(q, data, offsets[k], d)
-                                       : dot_typed<DType::bfloat16>(q, data, offsets[k], d);
+    out[k] = dtype == DType::float32    ? dot_typed<DType::float32>(q, data, offsets[k], d)
+             : dtype == DType::float16  ? dot_typed<DType::float16>(q, data, offsets[k], d)
+             : dtype == DType::bfloat16 ? dot_typed<DType::bfloat16>(q, data, offsets[k], d)
+                                        : dot_typed<DType::float8_e4m3>(q, data, offsets[k], d);
   }
 }
 

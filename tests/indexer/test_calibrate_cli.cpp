@@ -85,6 +85,18 @@ TEST_F(CalibrateCli, WritesWhatItWasAskedFor) {
   EXPECT_LT(c.train_error, 1);
 }
 
+TEST_F(CalibrateCli, Float8MeansTakeAByteAnElement) {
+  for (const auto& [mean, bytes] : {std::pair{"float16", 2 + 4}, {"float8_e4m3", 2 + 2}}) {
+    ASSERT_EQ(calibrate(trace_ + kQuantizer + " --mean " + mean + " --out " + file_).exit_code, 0);
+    EXPECT_STREQ(to_string(load_calibration(file_).config.mean_dtype), mean);
+    const std::string with = " --calibration " + file_ + kList + " --json " + json_;
+    ASSERT_EQ(replay(trace_ + with).exit_code, 0);
+    EXPECT_EQ(json()["mean"], mean);
+    EXPECT_EQ(json()["index_bytes_per_key"],
+              bytes);  // 4 codes of 3 bits, a mean of 16 a block of 8
+  }
+}
+
 TEST_F(CalibrateCli, DefaultsAreTheRecommendedOnes) {
   // 16 centroids of a subspace need as many keys of whole blocks of 64 past the sink.
   const Outcome outcome = calibrate(trace_ + " --out " + file_);

@@ -135,6 +135,17 @@ std::vector<Case> case_table() {
       use_pages(&u.config, 8);
     });
   }
+  for (const int block : {8, 64}) {
+    add("block" + std::to_string(block) + "_float8_means", [&](S u) {
+      u.config.block_size = block;
+      u.config.window_size = block + 3;
+      u.config.mean_dtype = DType::float8_e4m3;
+      u.config.rotation = block == 64;
+      u.config.refine_factor = block == 8 ? 3 : 1;
+      u.key_dtype = DType::float16;
+      use_pages(&u.config, block);
+    });
+  }
   add("recommended", [](S u) {
     u.config = IndexerConfig::recommended(64);
     u.config.num_query_heads = 8;

@@ -35,7 +35,7 @@ Scenario random_scenario(const Target& target) {
   c.max_seq_len = in(1, 260);
   c.metric = coin() ? Metric::euclidean : Metric::inner_product;
   c.block_size = one_of({0, 0, 1, 3, 8, 16, 32});
-  c.mean_dtype = one_of({DType::float32, DType::float16, DType::bfloat16});
+  c.mean_dtype = one_of({DType::float32, DType::float16, DType::bfloat16, DType::float8_e4m3});
   c.rotation = in(0, 3) == 0;
   c.shared_codebook = coin();
   c.sink_size = in(0, 30);

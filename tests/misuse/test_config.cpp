@@ -101,7 +101,7 @@ std::vector<Bad> bad_configs() {
       {"bits", [](C c) { c.bits = -1; }},
       {"metric", [](C c) { c.metric = static_cast<Metric>(2); }},
       {"block_size", [](C c) { c.block_size = -1; }},
-      {"mean_dtype", [](C c) { c.mean_dtype = static_cast<DType>(3); }},
+      {"mean_dtype", [](C c) { c.mean_dtype = static_cast<DType>(4); }},
       {"sink_size", [](C c) { c.sink_size = -1; }},
       {"sink_size", [](C c) { c.sink_size = kMax; }},
       {"heavy_size", [](C c) { c.heavy_size = 0; }},

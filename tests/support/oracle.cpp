@@ -54,7 +54,17 @@ double rank_high(const Score& s) {
   return std::abs(r) >= kRankInf ? r : r + s.bound;
 }
 
+/// To E4M3: 4 significant bits, 2^-9 the least unit, 448 the most there is, no infinity.
+float round_to_float8(float value) {
+  if (std::isnan(value) || value == 0) return value;
+  if (std::isinf(value)) return std::numeric_limits<float>::quiet_NaN();
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(value), -6) - 3);
+  const double rounded = std::nearbyint(static_cast<double>(value) / unit) * unit;
+  return static_cast<float>(std::copysign(std::min(std::abs(rounded), 448.0), value));
+}
+
 float round_to(DType dtype, float value) {
+  if (dtype == DType::float8_e4m3) return round_to_float8(value);
   if (dtype == DType::float32 || std::isnan(value) || std::isinf(value) || value == 0) return value;
   const int mantissa = dtype == DType::float16 ? 11 : 8;  // the leading one included
   const int min_exponent = dtype == DType::float16 ? -14 : -126;
@@ -80,6 +90,16 @@ std::uint16_t bits16(DType dtype, float value) {
   const int exponent = std::ilogb(magnitude);
   const long fraction = std::lrint(std::ldexp(magnitude, 10 - exponent)) - 1024;
   return static_cast<std::uint16_t>(sign | (exponent + 15) << 10 | fraction);
+}
+
+std::uint8_t float8_bits(float value) {
+  const std::uint8_t sign = std::signbit(value) ? 0x80 : 0;
+  if (!std::isfinite(value)) return sign | 0x7f;
+  const double magnitude = std::abs(static_cast<double>(value));
+  if (magnitude < 0x1p-6) return static_cast<std::uint8_t>(sign | std::lrint(magnitude * 0x1p9));
+  const int exponent = std::ilogb(magnitude);
+  const long fraction = std::lrint(std::ldexp(magnitude, 3 - exponent)) - 8;
+  return static_cast<std::uint8_t>(sign | (exponent + 7) << 3 | fraction);
 }
 
 IndexerConfig resolved(IndexerConfig c) {

@@ -18,6 +18,8 @@ namespace quarry::test {
 float round_to(DType dtype, float value);
 /// The 16-bit pattern of a value that round_to() returned.
 std::uint16_t bits16(DType dtype, float value);
+/// The E4M3 pattern of a value that round_to() gave.
+std::uint8_t float8_bits(float value);
 
 /// The engine's keys as float32: [num_pages][page_size][heads][dim], without padding.
 struct Cache {

@@ -54,14 +54,48 @@ TEST(Half, NarrowsBackEveryPattern) {
   }
 }
 
-/// Both narrowings of `f` against round_to(), which works in double.
+double float8_value(std::uint32_t h) {
+  const double sign = h & 0x80u ? -1.0 : 1.0;
+  const int exponent = static_cast<int>(h >> 3 & 15u);
+  const int fraction = static_cast<int>(h & 7u);
+  if (exponent == 15 && fraction == 7) return std::nan("");
+  if (exponent == 0) return sign * std::ldexp(fraction, -9);
+  return sign * std::ldexp(8 + fraction, exponent - 10);
+}
+
+TEST(Float8, WidensAndNarrowsBackEveryPattern) {
+  for (std::uint32_t h = 0; h < 0x100u; ++h) {
+    const float got = float8_to_float(static_cast<std::uint8_t>(h));
+    const std::uint8_t back = float_to_float8(got);
+    if (std::isnan(float8_value(h))) {
+      ASSERT_TRUE(std::isnan(got)) << h;
+      ASSERT_TRUE(std::isnan(float8_to_float(back))) << h;
+    } else {
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(got),
+                std::bit_cast<std::uint32_t>(static_cast<float>(float8_value(h))))
+          << h;
+      ASSERT_EQ(back, h);
+    }
+  }
+}
+
+TEST(Float8, SaturatesAndHasNoInfinity) {
+  for (const float f : {448.0f, 449.0f, 463.99f, 464.0f, 480.0f, 1e9f, 3e38f}) {
+    EXPECT_EQ(float8_to_float(float_to_float8(f)), 448.0f) << f;
+    EXPECT_EQ(float8_to_float(float_to_float8(-f)), -448.0f) << f;
+  }
+  EXPECT_TRUE(std::isnan(float8_to_float(float_to_float8(kInf))));
+  EXPECT_TRUE(std::isnan(float8_to_float(float_to_float8(-kInf))));
+}
+
+/// Every narrowing of `f` against round_to(), which works in double.
 void expect_rounded(float f) {
-  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+  for (const DType dtype : {DType::float16, DType::bfloat16, DType::float8_e4m3}) {
     alignas(4) std::uint16_t bits[2] = {};
     store_element(bits, dtype, 0, f);
     const float got = load_element(bits, dtype, 0);
     const float want = round_to(dtype, f);
-    if (std::isnan(f)) {
+    if (std::isnan(want)) {
       ASSERT_TRUE(std::isnan(got));
     } else {
       ASSERT_EQ(std::bit_cast<std::uint32_t>(got), std::bit_cast<std::uint32_t>(want))
@@ -84,6 +118,16 @@ TEST(Half, RoundsToNearestEvenAtEveryBorder) {
     const std::uint32_t middle = h << 16 | 0x8000u;
     for (const std::uint32_t u : {middle - 1, middle, middle + 1}) {
       expect_rounded(std::bit_cast<float>(u));
+    }
+  }
+}
+
+TEST(Float8, RoundsToNearestEvenAtEveryBorder) {
+  for (std::uint32_t h = 0; h < 0x7eu; ++h) {
+    const auto middle = static_cast<float>((float8_value(h) + float8_value(h + 1)) / 2);
+    for (const float f : {std::nextafter(middle, 0.0f), middle, std::nextafter(middle, kInf)}) {
+      expect_rounded(f);
+      expect_rounded(-f);
     }
   }
 }

@@ -26,7 +26,7 @@ IndexerConfig random_config(Random& random) {
   c.max_seq_len = random.integer(1, 500);
   c.metric = random.integer(0, 1) == 0 ? Metric::euclidean : Metric::inner_product;
   c.block_size = random.integer(0, 1) * (1 << random.integer(0, 6));
-  c.mean_dtype = static_cast<DType>(random.integer(0, 2));
+  c.mean_dtype = static_cast<DType>(random.integer(0, 3));
   c.sink_size = random.integer(0, 40);
   c.heavy_size = random.integer(1, 100);
   c.window_size = c.block_size + c.max_query_tokens - 1 + random.integer(0, 40);

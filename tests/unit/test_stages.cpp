@@ -75,6 +75,8 @@ class StageTest : public BackendTest {
         const std::uint16_t bits = bits16(v.mean_dtype, means_[i]);
         if (v.mean_dtype == DType::float32) {
           std::memcpy(static_cast<std::uint8_t*>(v.means) + i * 4, &means_[i], 4);
+        } else if (v.mean_dtype == DType::float8_e4m3) {
+          static_cast<std::uint8_t*>(v.means)[i] = float8_bits(means_[i]);
         } else {
           std::memcpy(static_cast<std::uint8_t*>(v.means) + i * 2, &bits, 2);
         }
@@ -128,7 +130,7 @@ TEST_P(StageTest, ScoreAddsInTheContractsOrder) {
     c.max_query_tokens = 2;
     c.max_seq_len = 333;
     c.metric = s.ip ? Metric::inner_product : Metric::euclidean;
-    c.mean_dtype = static_cast<DType>(seed % 3);
+    c.mean_dtype = static_cast<DType>(seed % 4);
     if (s.page > 0) use_pages(&c, s.page);
     ++seed;
     open(c, static_cast<std::uint64_t>(seed));

@@ -37,6 +37,7 @@ TEST(Names, EveryValueHasOneOfItsOwn) {
   EXPECT_STREQ(to_string(StatusCode::too_few_keys), "too_few_keys");
   EXPECT_NE(to_string(static_cast<StatusCode>(99)), nullptr);
   EXPECT_STREQ(to_string(DType::bfloat16), "bfloat16");
+  EXPECT_STREQ(to_string(DType::float8_e4m3), "float8_e4m3");
   EXPECT_STREQ(to_string(Metric::inner_product), "inner_product");
   EXPECT_STREQ(to_string(Algorithm::scan), "scan");
   EXPECT_STREQ(to_string(GqaReduction::softmax_sum), "softmax_sum");
