@@ -35,7 +35,7 @@ QUARRY_HD inline PageRun page_run(const IndexView& ix, std::int64_t from, std::i
   const std::int64_t tiles = (std::int64_t{positions} + ix.tile - 1) / ix.tile;
   run.code_bytes = tiles * ix.tile * ix.code_bytes;
   if (ix.block_size == 0) return run;
-  const std::int64_t element = ix.mean_dtype == DType::float32 ? 4 : 2;
+  const std::int64_t element = element_size(ix.mean_dtype);
   const std::int64_t page_means = std::int64_t{ix.blocks_per_page} * ix.head_dim * element;
   run.means_from = (from * ix.num_kv_heads + head) * page_means;
   run.means_to = (to * ix.num_kv_heads + head) * page_means;

@@ -373,6 +373,11 @@ struct CodebookParams {
 // ---------------------------------------------------------------------------------------
 // Arithmetic shared by the backends.
 
+/// dtype_size(), on the device too.
+QUARRY_HD inline std::int32_t element_size(DType t) {
+  return t == DType::float32 ? 4 : t == DType::float8_e4m3 ? 1 : 2;
+}
+
 /// Which page of the cache (and index) holds `position` of sequence b, or -1 if the block
 /// table's entry is out of range.
 QUARRY_HD inline std::int64_t page_of(const IndexView& ix, const std::int32_t* block_table_row,

@@ -19,6 +19,7 @@ enum class Section : std::int32_t {
   query_rotation = 5,  ///< float32 [Hkv][d][d]
   state = 6,           ///< uint32 [4]: seen, has_codebook, the codebook's id, low half first
   table = 7,           ///< int32, the block table row; read only
+  baseline = 8,        ///< float32 [Hkv]; not saved: it says where a codebook came from
 };
 
 constexpr std::int64_t kStateElements = 4;
@@ -36,7 +37,7 @@ struct SectionParams {
 
 QUARRY_HD inline std::int32_t element_bytes(const IndexView& ix, Section section) {
   if (section == Section::codes) return 1;
-  return section == Section::means && ix.mean_dtype != DType::float32 ? 2 : 4;
+  return section == Section::means ? element_size(ix.mean_dtype) : 4;
 }
 
 /// First and end block with a code, once `seen` positions are seen; none without blocks.
@@ -90,6 +91,9 @@ QUARRY_HD inline unsigned char* element_at(const SectionParams& p, std::int64_t 
       break;
     case Section::query_rotation:
       floats = ix.query_rotation + book * ix.head_dim * ix.head_dim + i;
+      break;
+    case Section::baseline:
+      floats = ix.baseline + book + i;
       break;
     case Section::state:
       if (i == 0) return reinterpret_cast<unsigned char*>(ix.seen + p.slot);

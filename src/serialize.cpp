@@ -36,6 +36,16 @@ class Transfer {
   Status in(Section section, std::int64_t count, const void* from) noexcept {
     return count == 0 ? Status() : stages_.import_section(of(section, 0, count), from, launch_);
   }
+  /// The baseline of a codebook that was restored is unknown: 0.
+  Status forget_baseline() noexcept {
+    const float zeros[kEntries] = {};
+    const std::int32_t heads = params_.index.num_kv_heads;
+    for (std::int32_t first = 0; first < heads; first += kEntries) {
+      const SectionParams p = of(Section::baseline, first, std::min(kEntries, heads - first));
+      if (Status s = stages_.import_section(p, zeros, launch_); !s.ok()) return s;
+    }
+    return {};
+  }
   Status synchronize() noexcept { return stages_.synchronize(launch_); }
 
   Status read_state(SlotState* to) noexcept {
@@ -297,6 +307,9 @@ Status Indexer::restore(const RestoreArgs& args, Stream stream) noexcept {
     if (Status s = transfer.in(section, layout.count[i], data + layout.offset[i]); !s.ok()) {
       return s;
     }
+  }
+  if (!same) {
+    if (Status s = transfer.forget_baseline(); !s.ok()) return s;
   }
   const HostSlot restored{true, im.config.rotation, true, false,
                           same ? slot.codebook_id : fresh_codebook_id()};
