@@ -16,7 +16,8 @@ endforeach()
 set(cmake_text "")
 foreach(lists IN ITEMS tests/CMakeLists.txt tests/c_api/CMakeLists.txt tests/nvtx/CMakeLists.txt
                        tests/package/CMakeLists.txt tests/sanitize/CMakeLists.txt
-                       tools/tests.cmake examples/CMakeLists.txt)
+                       tools/tests.cmake examples/CMakeLists.txt
+                       examples/decode_loop/CMakeLists.txt)
   file(READ "${ROOT}/${lists}" text)
   string(APPEND cmake_text "${text}")
 endforeach()

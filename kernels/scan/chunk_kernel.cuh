@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// First of scan's two kernels: encodes what is new and passes on, of every chunk of every row,
-// the candidates that could be among the row's best r * K.
+// First of scan's two kernels: of every chunk of every row, the candidates that could be among
+// the row's best r * K.
 //
 // A thread block serves up to four query heads of one KV head, for one chunk of positions, and
 // reads its codes once: packed sums (quantize.cuh) go to shared memory and into a histogram,
@@ -43,6 +43,15 @@ __device__ __forceinline__ void share_bias_ranges(const ClusterPlace& place, con
   }
 }
 
+/// Encodes the pending positions of a chunk. A call, since it is needed off the usual path alone.
+static __device__ __noinline__ void encode_backlog(const EncodeParams& p, const StepShape& shape,
+                                                   std::int32_t b, std::int32_t kv,
+                                                   std::int32_t low, std::int32_t high,
+                                                   unsigned char* memory) {
+  encode_share(p, shape, plan_sequence(p, b), b, kv, 0, 1, low, high, memory);
+  __syncthreads();
+}
+
 template <int kHeads, int kStride, bool kVector>
 __global__ void __launch_bounds__(kScanThreads, 2)
     chunk_kernel(const __grid_constant__ ChunkParams p) {
@@ -53,31 +62,31 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   const StepView& step = p.encode.step;
   const ScanPlan& plan = p.plan;
   const auto tid = static_cast<std::int32_t>(threadIdx.x);
-  const auto id = static_cast<std::int32_t>(blockIdx.x);
-  const bool encodes = id < p.encode_blocks;  // a share of one sequence and KV head
-  const std::int32_t shares = encodes ? p.step_shape.shares : plan.chunks;
-  std::int32_t rest = encodes ? id : id - p.encode_blocks;
-  const std::int32_t share = rest % shares, chunk_id = encodes ? 0 : share;
-  rest /= shares;
-  const std::int32_t head_groups = encodes ? 1 : plan.head_groups;
-  const std::int32_t first_head = rest % head_groups * kHeads;  // within the KV head's group
-  rest /= head_groups;
+  std::int32_t rest = static_cast<std::int32_t>(blockIdx.x);
+  const std::int32_t chunk_id = rest % plan.chunks;
+  rest /= plan.chunks;
+  const std::int32_t first_head = rest % plan.head_groups * kHeads;  // within the KV head's group
+  rest /= plan.head_groups;
   const std::int32_t kv = rest % ix.num_kv_heads;
   rest /= ix.num_kv_heads;
-  const std::int32_t tokens = encodes ? 1 : step.query_tokens;
-  const std::int32_t t = rest % tokens, b = rest / tokens;
-  if (b >= step.batch_size) return;  // the last encoding cluster may have blocks to spare
-  if (encodes) fetch_share_ahead(p.encode, p.step_shape, kv, share);
+  const std::int32_t t = rest % step.query_tokens, b = rest / step.query_tokens;
   wait_for_predecessor();
   let_successor_start();
 
-  SequenceState st = sequence_state(ix, step, b);
-  RowState row{RowKind::empty, 0, 0, 0};
-  std::uint32_t ignored = 0;
-  if (!encodes) {
-    row = row_state(ix, step, st, b, t, &ignored);
-    if (row.kind != RowKind::sparse) return;  // the whole cluster does
+  const SequenceState st = sequence_state(ix, step, b);
+  if (chunk_id == 0 && first_head == 0 && kv == 0 && t == 0) {
+    // One block a sequence tells the second kernel, which checks no pages and moves `seen`.
+    const SequenceState checked = plan_sequence(p.encode, b);
+    if (tid == 0) {
+      step.states[b] = checked;
+      if (checked.bits != 0 && step.device_status != nullptr) {
+        atomicOr(step.device_status + b, checked.bits);
+      }
+    }
   }
+  std::uint32_t ignored = 0;
+  const RowState row = row_state(ix, step, st, b, t, &ignored);
+  if (row.kind != RowKind::sparse) return;  // the whole cluster does
   const ClusterPlace place = cluster_place();
   const std::int32_t base = row.first & ~(kKeys - 1);
   const std::int32_t length = scan_chunk(plan, row.end - base);
@@ -96,28 +105,17 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   const std::int32_t live = min(kHeads, ix.group_size - first_head);
   const std::int64_t first_row = row_of(step, ix.num_query_heads, b, t, head);
   const auto segment_of = [&](std::int32_t h) { return (first_row + h) * plan.chunks + chunk_id; };
-  if (!encodes && cluster_n == 0) {  // the row is short, and the whole cluster without work
+  if (cluster_n == 0) {  // the row is short, and the whole cluster without work
     if (tid < live) p.counts[segment_of(tid)] = 0;
     return;
   }
 
-  // New positions among the candidates: more of them than the window holds came at once. Then
-  // every block encodes those of its own chunk first, and none waits for another.
+  // The second kernel encodes what is new, which is in the window: unless more of it came at
+  // once. Then every block encodes those of its own chunk first, and none waits for another.
   const std::int32_t pending =
       ix.block_size > 0 ? st.begin / ix.block_size * ix.block_size : st.begin;
-  if (encodes || (pending < row.end && low < high)) {
-    st = plan_sequence(p.encode, b);
-    if (encodes && share == 0 && kv == 0 && tid == 0) {
-      step.states[b] = st;
-      if (st.bits != 0 && step.device_status != nullptr) {
-        atomicOr(step.device_status + b, st.bits);
-      }
-    }
-    encode_share(p.encode, p.step_shape, st, b, kv, encodes ? share : 0, encodes ? shares : 1,
-                 encodes ? 0 : low, encodes ? INT32_MAX : high, memory);
-    if (encodes) return;
-    if (st.slot < 0) st.slot = 0;  // an error: what is scored below, no list will hold
-    __syncthreads();
+  if (pending < row.end && low < high) {
+    encode_backlog(p.encode, p.step_shape, b, kv, low, high, memory);
   }
   cluster_arrive_relaxed(place);  // from here on the others may write to this shared memory
 

@@ -14,7 +14,7 @@ Status launch_chunks(const ChunkParams& p, const Launch& launch) {
   const StepView& step = p.encode.step;
   const std::int64_t groups = std::int64_t{step.batch_size} * step.query_tokens *
                               p.encode.index.num_kv_heads * p.plan.head_groups;
-  const std::int64_t grid = p.encode_blocks + groups * p.plan.chunks;
+  const std::int64_t grid = groups * p.plan.chunks;
   if (grid > 0x7fffffff) return too_many_blocks("chunks", grid);
   return launch_clusters<chunk_kernel<kHeads, kStride, kVector>>(
       "scan: chunks", launch, dim3(static_cast<unsigned>(grid)),

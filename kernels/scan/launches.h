@@ -12,7 +12,6 @@ namespace quarry::cuda {
 struct ChunkParams {
   EncodeParams encode;
   StepShape step_shape;
-  std::int32_t encode_blocks;  ///< the first thread blocks: they encode, a share each
   QueryView queries;
   ScanPlan plan;
   ScanSizes sizes;

@@ -32,12 +32,6 @@ Status scan(const ScanParams& p, const Launch& launch) noexcept {
   chunks.mean_bytes = ix.head_dim * dtype_size(ix.mean_dtype);
   chunks.counts = scratch.counts;
   chunks.candidates = scratch.candidates;
-  const std::int64_t cluster = chunks.plan.cluster;
-  const std::int64_t encode_blocks =
-      (std::int64_t{p.step.batch_size} * ix.num_kv_heads * chunks.step_shape.shares + cluster - 1) /
-      cluster * cluster;
-  if (encode_blocks > 0x3fffffff) return too_many_blocks("encode", encode_blocks);
-  chunks.encode_blocks = static_cast<std::int32_t>(encode_blocks);
   const Status s = plan.stride == 16   ? launch_chunks_16(chunks, launch)
                    : plan.stride == 64 ? launch_chunks_64(chunks, launch)
                                        : launch_chunks_256(chunks, launch);
