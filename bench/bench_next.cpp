@@ -48,8 +48,11 @@ int main(int argc, char** argv) {
     quarry::bench::add_faiss(workload, /*fast_scan=*/false);
     quarry::bench::add_faiss(workload, /*fast_scan=*/true);
   }
+  add(quarry::bench::original_rotated());
+  add(quarry::bench::original_refined());
   add(quarry::bench::gqa_128k());
   add(quarry::bench::recommended(1));
+  add(quarry::bench::within_block(quarry::bench::recommended(1), "recommended_b1_within_block"));
   if (quarry::backend_available(Backend::cuda)) {
     add(quarry::bench::recommended(8));
     add(quarry::bench::rows_256());

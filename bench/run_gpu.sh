@@ -31,20 +31,42 @@ has() { [[ " $parts " == *" $1 "* ]]; }
   nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem --format=csv,noheader
 } | tee "$out/summary.txt"
 
+# shards NAME PROGRAM ARGUMENTS...: a GoogleTest program in SHARDS processes at once (most of a
+# test's time is the oracle's, on the host).
+shards() {
+  local name=$1 pids=() i
+  shift
+  for ((i = 0; i < ${SHARDS:-8}; i++)); do
+    GTEST_TOTAL_SHARDS=${SHARDS:-8} GTEST_SHARD_INDEX=$i OMP_NUM_THREADS=2 "$@" \
+      >"$out/$name.$i.txt" 2>&1 &
+    pids+=($!)
+  done
+  local rc=0 pid
+  for pid in "${pids[@]}"; do wait "$pid" || rc=$?; done
+  cat "$out/$name".[0-9]*.txt >"$out/$name.txt"
+  rm -f "$out/$name".[0-9]*.txt
+  return $rc
+}
 if has tests; then
   note "tests on the GPU"
-  for t in unit indexer golden_api misuse; do
-    run "test_$t" timeout 300 "$build/bin/test_$t" --gpu --gtest_brief=1
+  TAIL=2 run test_indexer shards test_indexer timeout 300 "$build/bin/test_indexer" \
+    --gtest_filter='Cuda/*-Cuda/Soak*:Cuda/AllocationWatch*' --gtest_brief=1
+  # By itself: it watches the device's free memory.
+  run test_soak timeout 200 "$build/bin/test_indexer" --gtest_filter='Cuda/Soak*' --gtest_brief=1
+  for t in unit misuse golden_api c_api live; do
+    [ -x "$build/bin/test_$t" ] &&
+      run "test_$t" timeout 300 "$build/bin/test_$t" --gpu --gtest_brief=1
   done
+  run decode_loop timeout 100 "$build/bin/example_decode_loop" cuda
 fi
 if has sanitize; then
   note "compute-sanitizer"
   # racecheck is slow: it gets the cases of one launch mode that are quick under it.
   for tool in memcheck initcheck synccheck racecheck; do
     [ "$tool" = racecheck ] && SANITIZE_FILTER=${RACECHECK_FILTER:-'Cuda/CaseTable.*stream_d64*'}
-    run "sanitize_$tool" timeout "${SANITIZE_SECONDS:-300}" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$build/bin/test_indexer" --gtest_filter="${SANITIZE_FILTER:-Cuda/CaseTable.*}" \
-      --gtest_brief=1
+    TAIL=2 run "sanitize_$tool" shards "sanitize_$tool" timeout "${SANITIZE_SECONDS:-300}" \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/bin/test_indexer" \
+      --gtest_filter="${SANITIZE_FILTER:-Cuda/CaseTable.*}" --gtest_brief=1
   done
 fi
 if has replay; then

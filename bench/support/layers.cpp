@@ -29,6 +29,26 @@ Workload codes_of(std::int32_t m, std::int32_t b) {
   return w;
 }
 
+Workload original_rotated() {
+  Workload w = original();
+  w.name = "original_rotated";
+  w.config.rotation = true;
+  return w;
+}
+
+Workload original_refined() {
+  Workload w = original();
+  w.name = "original_refine4";
+  w.config.refine_factor = 4;
+  return w;
+}
+
+Workload within_block(Workload workload, const char* name) {
+  workload.name = name;
+  workload.length -= 1;
+  return workload;
+}
+
 Workload gqa_128k() {
   IndexerConfig c;
   c.num_kv_heads = 8;

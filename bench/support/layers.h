@@ -21,11 +21,15 @@ struct Workload {
 /// The workloads that docs and README quote.
 Workload original();                                ///< 32 heads x 32000, m=2 b=6
 Workload codes_of(std::int32_t m, std::int32_t b);  ///< 32 heads x 32000
-Workload gqa_128k();                                ///< Hq 32, Hkv 8, 131072 positions, m=2 b=6
-Workload rows_256();                                ///< B=8, 32 heads, 131072 positions, K=1024
-Workload recommended(std::int32_t sequences);       ///< Hq 32, Hkv 8, 131072, K=256
-Workload calibrated_32k();            ///< 32 heads x 32768, m=16 b=4, block 64, rotation
-Workload prefill(Workload workload);  ///< bfloat16 keys, max_seq_len of them
+Workload original_rotated();                        ///< the original and a rotation
+Workload original_refined();                        ///< the original and refine 4
+/// The same a position earlier: no block is completed, as in 63 of 64 steps.
+Workload within_block(Workload workload, const char* name);
+Workload gqa_128k();                           ///< Hq 32, Hkv 8, 131072 positions, m=2 b=6
+Workload rows_256();                           ///< B=8, 32 heads, 131072 positions, K=1024
+Workload recommended(std::int32_t sequences);  ///< Hq 32, Hkv 8, 131072, K=256
+Workload calibrated_32k();                     ///< 32 heads x 32768, m=16 b=4, block 64, rotation
+Workload prefill(Workload workload);           ///< bfloat16 keys, max_seq_len of them
 Workload with(Algorithm algorithm, Workload workload);
 
 /// The raw keys of a workload, which all its layers share: it is their codes that are read

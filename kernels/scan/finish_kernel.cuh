@@ -97,9 +97,23 @@ struct RowCandidates {
 __device__ __forceinline__ std::int32_t count_candidates(AscendingStorage& storage,
                                                          const std::int32_t* counts,
                                                          std::int32_t chunks, std::int32_t* ends) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const auto tid = static_cast<std::int32_t>(threadIdx.x);
+  if (chunks <= 32) {  // every warp for itself
+    const std::int32_t lane = tid % 32;
+    std::int32_t end = lane < chunks ? counts[lane] : 0;
+#pragma unroll
+    for (int apart = 1; apart < 32; apart *= 2) {
+      const std::int32_t other = __shfl_up_sync(kAll, end, apart);
+      if (lane >= apart) end += other;
+    }
+    if (tid < chunks) ends[tid] = end;
+    __syncthreads();
+    return __shfl_sync(kAll, end, 31);
+  }
   std::int32_t all = 0;
   for (std::int32_t first = 0; first < chunks; first += kFinishThreads) {
-    const std::int32_t i = first + static_cast<std::int32_t>(threadIdx.x);
+    const std::int32_t i = first + tid;
     std::int32_t end = i < chunks ? counts[i] : 0, total = 0;
     AscendingStorage::Scan(storage.scan).InclusiveSum(end, end, total);
     if (i < chunks) ends[i] = all + end;
