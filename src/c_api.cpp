@@ -5,8 +5,10 @@
 #include "quarry/c_api.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <new>
+#include <type_traits>
 
 #include "call.h"
 #include "log.h"
@@ -21,6 +23,21 @@ namespace {
 
 static_assert(sizeof(std::size_t) == sizeof(std::uint64_t));
 static_assert(sizeof(quarry_status) == 256);
+
+// Results in device memory: the library writes its own struct where C reads the other.
+template <typename C, typename Cpp>
+constexpr bool kSameBytes = sizeof(C) == sizeof(Cpp) && alignof(C) == alignof(Cpp) &&
+                            std::is_trivially_copyable_v<Cpp>&& std::is_standard_layout_v<Cpp>;
+static_assert(kSameBytes<quarry_drift_stats, DriftStats>);
+static_assert(offsetof(quarry_drift_stats, error) == offsetof(DriftStats, error));
+static_assert(offsetof(quarry_drift_stats, baseline) == offsetof(DriftStats, baseline));
+static_assert(offsetof(quarry_drift_stats, ratio) == offsetof(DriftStats, ratio));
+static_assert(offsetof(quarry_drift_stats, keys) == offsetof(DriftStats, keys));
+static_assert(kSameBytes<quarry_recall_stats, RecallStats>);
+static_assert(offsetof(quarry_recall_stats, row) == offsetof(RecallStats, row));
+static_assert(offsetof(quarry_recall_stats, exact) == offsetof(RecallStats, exact));
+static_assert(offsetof(quarry_recall_stats, found) == offsetof(RecallStats, found));
+static_assert(offsetof(quarry_recall_stats, recall) == offsetof(RecallStats, recall));
 
 constexpr std::uint32_t kHeaderBytes = 8;       // struct_size and abi_version
 constexpr std::uint32_t kLargestStruct = 4096;  // a size beyond it was never set
@@ -129,6 +146,7 @@ quarry_config to_c(const IndexerConfig& c) {
   out.kmeans_iterations = c.kmeans_iterations;
   out.seed = c.seed;
   out.algorithm = static_cast<std::int32_t>(c.algorithm);
+  out.softmax_scale = c.softmax_scale;
   return out;
 }
 
@@ -138,7 +156,8 @@ Status from_c(const quarry_config* given, IndexerConfig* out) {
   // Enumerations out of range are resolve()'s to refuse, as in C++.
   const Choice choices[] = {{"rotation", c.rotation, 1},
                             {"shared_codebook", c.shared_codebook, 1},
-                            {"reserved", c.reserved, 0}};
+                            {"reserved", c.reserved, 0},
+                            {"reserved_2", c.reserved_2, 0}};
   if (Status s = check_choices("config", choices); !s.ok()) return s;
   out->num_query_heads = c.num_query_heads;
   out->num_kv_heads = c.num_kv_heads;
@@ -165,6 +184,7 @@ Status from_c(const quarry_config* given, IndexerConfig* out) {
   out->kmeans_iterations = c.kmeans_iterations;
   out->seed = c.seed;
   out->algorithm = static_cast<Algorithm>(c.algorithm);
+  out->softmax_scale = c.softmax_scale;
   return {};
 }
 
@@ -224,6 +244,8 @@ Status from_c(const quarry_next_args* given, NextArgs* out) {
   out->previous_indices = a.previous_indices;
   out->previous_lengths = a.previous_lengths;
   out->device_status = a.device_status;
+  out->physical_indices = a.physical_indices;
+  out->physical_indices64 = a.physical_indices64;
   return {};
 }
 
@@ -244,8 +266,78 @@ Status from_c(const quarry_codebook_args* given, CodebookArgs* out) {
   if (Status s = take("args", given, &a); !s.ok()) return s;
   const Choice choices[] = {{"reserved", a.reserved, 0}};
   if (Status s = check_choices("args", choices); !s.ok()) return s;
-  *out = {a.slot, a.codebooks, a.phi, a.rotation, a.query_rotation};
+  *out = {a.slot, a.codebooks, a.phi, a.rotation, a.query_rotation, a.baseline_error};
   return {};
+}
+
+Status from_c(const quarry_stats_args* given, StatsArgs* out) {
+  quarry_stats_args a;
+  quarry_stats_args_init(&a);
+  if (Status s = take("args", given, &a); !s.ok()) return s;
+  const Choice choices[] = {{"reserved", a.reserved, 0}};
+  if (Status s = check_choices("args", choices); !s.ok()) return s;
+  if (Status s = from_c(a.keys, &out->keys); !s.ok()) return s;
+  if (Status s = from_c(a.queries, &out->queries); !s.ok()) return s;
+  out->batch = from_c(a.batch);
+  out->workspace = from_c(a.workspace);
+  out->drift = reinterpret_cast<DriftStats*>(a.drift);
+  out->recent_keys = a.recent_keys;
+  out->recall = reinterpret_cast<RecallStats*>(a.recall);
+  out->sample_every = a.sample_every;
+  out->sample_offset = a.sample_offset;
+  out->sample_counter = a.sample_counter;
+  out->indices = a.indices;
+  out->index_stride = a.index_stride;
+  out->list_lengths = a.list_lengths;
+  out->device_status = a.device_status;
+  return {};
+}
+
+Status from_c(const quarry_attach_args* given, AttachArgs* out) {
+  quarry_attach_args a;
+  quarry_attach_args_init(&a);
+  if (Status s = take("args", given, &a); !s.ok()) return s;
+  const Choice choices[] = {{"reserved", a.reserved, 0}};
+  if (Status s = check_choices("args", choices); !s.ok()) return s;
+  *out = {a.slots, a.lengths, a.count, a.codebook_id, a.host_slots, a.device_status};
+  return {};
+}
+
+Status from_c(const quarry_fork_args* given, ForkArgs* out) {
+  quarry_fork_args a;
+  quarry_fork_args_init(&a);
+  if (Status s = take("args", given, &a); !s.ok()) return s;
+  const Choice choices[] = {{"reserved", a.reserved, 0}};
+  if (Status s = check_choices("args", choices); !s.ok()) return s;
+  *out = {a.from_slot, a.to_slot, a.length, a.from_block_table, a.to_block_table};
+  return {};
+}
+
+Status from_c(const quarry_restore_args* given, RestoreArgs* out) {
+  quarry_restore_args a;
+  quarry_restore_args_init(&a);
+  if (Status s = take("args", given, &a); !s.ok()) return s;
+  const Choice choices[] = {{"reserved", a.reserved, 0}};
+  if (Status s = check_choices("args", choices); !s.ok()) return s;
+  *out = {a.slot, a.block_table, from_c(a.workspace), a.data, a.bytes};
+  return {};
+}
+
+/// `*bytes` is written also where the call is refused: it says what the call takes.
+Status save(const Indexer& indexer, const quarry_save_args* given, Stream stream) {
+  quarry_save_args a;
+  quarry_save_args_init(&a);
+  if (Status s = take("args", given, &a); !s.ok()) return s;
+  if (a.bytes == nullptr) return Status(StatusCode::invalid_argument, "args.bytes is null");
+  if (reinterpret_cast<std::uintptr_t>(a.bytes) % alignof(std::uint64_t) != 0) {
+    return Status(StatusCode::invalid_argument, "args.bytes is %p, must be aligned to %zu bytes",
+                  static_cast<const void*>(a.bytes), alignof(std::uint64_t));
+  }
+  std::size_t bytes = *a.bytes;
+  const Status s = indexer.save(
+      {a.slot, a.length, a.block_table, from_c(a.workspace), a.data, a.capacity, &bytes}, stream);
+  *a.bytes = bytes;
+  return s;
 }
 
 Status create(const quarry_config* given_config, const quarry_create_args* given,
@@ -353,7 +445,8 @@ quarry_code quarry_memory_requirements(const quarry_config* config, int32_t back
                             m.alignment,
                             m.code_bytes_per_key,
                             m.mean_bytes_per_key,
-                            m.codebook_bytes};
+                            m.codebook_bytes,
+                            m.transfer_workspace_bytes};
   return finish(give("out", value, out), status);
 }
 
@@ -399,6 +492,50 @@ quarry_code quarry_reset(quarry_indexer* indexer, int32_t slot, quarry_stream st
                  [&](Indexer& it) { return it.reset(slot, stream_of(stream)); });
 }
 
+quarry_code quarry_stats(quarry_indexer* indexer, const quarry_stats_args* args,
+                         quarry_stream stream, quarry_status* status) noexcept {
+  return call_with<StatsArgs>("stats", indexer, args, &Indexer::stats, stream, status);
+}
+
+quarry_code quarry_attach(quarry_indexer* indexer, const quarry_attach_args* args,
+                          quarry_stream stream, quarry_status* status) noexcept {
+  return call_with<AttachArgs>("attach", indexer, args, &Indexer::attach, stream, status);
+}
+
+quarry_code quarry_copy_pages(quarry_indexer* indexer, const int32_t* from_pages,
+                              const int32_t* to_pages, int32_t count, quarry_stream stream,
+                              quarry_status* status) noexcept {
+  return call_on("copy_pages", indexer, status, [&](Indexer& it) {
+    return it.copy_pages(from_pages, to_pages, count, stream_of(stream));
+  });
+}
+
+quarry_code quarry_fork(quarry_indexer* indexer, const quarry_fork_args* args, quarry_stream stream,
+                        quarry_status* status) noexcept {
+  return call_with<ForkArgs>("fork", indexer, args, &Indexer::fork, stream, status);
+}
+
+quarry_code quarry_save(const quarry_indexer* indexer, const quarry_save_args* args,
+                        quarry_stream stream, quarry_status* status) noexcept {
+  return call_on("save", indexer, status,
+                 [&](const Indexer& it) { return save(it, args, stream_of(stream)); });
+}
+
+quarry_code quarry_restore(quarry_indexer* indexer, const quarry_restore_args* args,
+                           quarry_stream stream, quarry_status* status) noexcept {
+  return call_with<RestoreArgs>("restore", indexer, args, &Indexer::restore, stream, status);
+}
+
+quarry_code quarry_read_saved(const void* data, uint64_t bytes, quarry_saved_sequence* out,
+                              quarry_status* status) noexcept {
+  const Call call("read_saved");
+  SavedSequence saved;
+  if (Status s = read_saved(data, bytes, &saved); !s.ok()) return finish(s, status);
+  const quarry_saved_sequence value{0, 0, saved.length, saved.has_codebook ? 1 : 0,
+                                    saved.codebook_hash};
+  return finish(give("out", value, out), status);
+}
+
 quarry_code quarry_codes(const quarry_indexer* indexer, int32_t slot, int32_t first, int32_t count,
                          const int32_t* block_table, uint8_t* out, quarry_stream stream,
                          quarry_status* status) noexcept {
@@ -417,6 +554,24 @@ quarry_code quarry_codebook(const quarry_indexer* indexer, int32_t slot, float* 
 uint64_t quarry_workspace_bytes(const quarry_indexer* indexer, int32_t batch_size,
                                 int32_t query_tokens) noexcept {
   return indexer == nullptr ? 0 : indexer->indexer.workspace_bytes(batch_size, query_tokens);
+}
+
+uint64_t quarry_stats_workspace_bytes(const quarry_indexer* indexer, int32_t batch_size,
+                                      int32_t query_tokens, int32_t sample_every) noexcept {
+  if (indexer == nullptr) return 0;
+  return indexer->indexer.stats_workspace_bytes(batch_size, query_tokens, sample_every);
+}
+
+uint64_t quarry_saved_bytes(const quarry_indexer* indexer, int32_t length) noexcept {
+  return indexer == nullptr ? 0 : indexer->indexer.saved_bytes(length);
+}
+
+uint64_t quarry_codebook_id(const quarry_indexer* indexer, int32_t slot) noexcept {
+  return indexer == nullptr ? 0 : indexer->indexer.codebook_id(slot);
+}
+
+int32_t quarry_shareable_positions(const quarry_indexer* indexer, int32_t length) noexcept {
+  return indexer == nullptr ? 0 : indexer->indexer.shareable_positions(length);
 }
 
 int32_t quarry_list_heads(const quarry_indexer* indexer) noexcept {

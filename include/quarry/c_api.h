@@ -52,8 +52,13 @@ enum {
 };
 
 /* int32_t members take one of these. */
-enum { QUARRY_DTYPE_FLOAT32 = 0, QUARRY_DTYPE_FLOAT16 = 1, QUARRY_DTYPE_BFLOAT16 = 2 }; /* dtype */
-enum { QUARRY_METRIC_EUCLIDEAN = 0, QUARRY_METRIC_INNER_PRODUCT = 1 };                  /* metric */
+enum { /* dtype */
+       QUARRY_DTYPE_FLOAT32 = 0,
+       QUARRY_DTYPE_FLOAT16 = 1,
+       QUARRY_DTYPE_BFLOAT16 = 2,
+       QUARRY_DTYPE_FLOAT8_E4M3 = 3 /* mean_dtype alone */
+};
+enum { QUARRY_METRIC_EUCLIDEAN = 0, QUARRY_METRIC_INNER_PRODUCT = 1 }; /* metric */
 enum {
   QUARRY_ALGORITHM_AUTOMATIC = 0,
   QUARRY_ALGORITHM_STAGED = 1,
@@ -75,7 +80,8 @@ enum {
   QUARRY_BIT_PAGE_OUT_OF_RANGE = 1 << 2,
   QUARRY_BIT_NOT_BUILT = 1 << 3,
   QUARRY_BIT_TOO_FEW_KEYS = 1 << 4,
-  QUARRY_BIT_QUERY_COUNT_OUT_OF_RANGE = 1 << 5
+  QUARRY_BIT_QUERY_COUNT_OUT_OF_RANGE = 1 << 5,
+  QUARRY_BIT_CODEBOOK_MISMATCH = 1 << 6
 };
 
 typedef struct quarry_status {
@@ -117,6 +123,8 @@ typedef struct quarry_config { /* IndexerConfig */
   uint64_t seed;
   int32_t algorithm;
   int32_t reserved; /* 0 */
+  float softmax_scale;
+  int32_t reserved_2; /* 0 */
 } quarry_config;
 
 typedef struct quarry_memory { /* MemoryRequirements */
@@ -129,6 +137,7 @@ typedef struct quarry_memory { /* MemoryRequirements */
   double code_bytes_per_key;
   double mean_bytes_per_key;
   uint64_t codebook_bytes;
+  uint64_t transfer_workspace_bytes;
 } quarry_memory;
 
 typedef struct quarry_create_args { /* Device and Resources */
@@ -207,6 +216,8 @@ typedef struct quarry_next_args { /* NextArgs */
   const int32_t* previous_indices;
   const int32_t* previous_lengths;
   uint32_t* device_status;
+  int32_t* physical_indices;
+  int64_t* physical_indices64;
 } quarry_next_args;
 
 typedef struct quarry_append_args { /* AppendArgs */
@@ -227,7 +238,96 @@ typedef struct quarry_codebook_args { /* CodebookArgs */
   const float* phi;
   const float* rotation;
   const float* query_rotation;
+  const float* baseline_error;
 } quarry_codebook_args;
+
+typedef struct quarry_drift_stats { /* DriftStats, an element of device memory */
+  float error;
+  float baseline;
+  float ratio;
+  int32_t keys;
+} quarry_drift_stats;
+
+typedef struct quarry_recall_stats { /* RecallStats, an element of device memory */
+  int32_t row;
+  int32_t exact;
+  int32_t found;
+  float recall;
+} quarry_recall_stats;
+
+typedef struct quarry_stats_args { /* StatsArgs */
+  uint32_t struct_size;
+  uint32_t abi_version;
+  quarry_batch batch;
+  quarry_key_view keys;
+  quarry_workspace workspace;
+  quarry_drift_stats* drift;
+  quarry_recall_stats* recall;
+  int32_t recent_keys;
+  int32_t sample_every;
+  int32_t sample_offset;
+  int32_t reserved; /* 0 */
+  uint32_t* sample_counter;
+  quarry_query_view queries;
+  const int32_t* indices;
+  int64_t index_stride;
+  const int32_t* list_lengths;
+  uint32_t* device_status;
+} quarry_stats_args;
+
+typedef struct quarry_attach_args { /* AttachArgs */
+  uint32_t struct_size;
+  uint32_t abi_version;
+  const int32_t* slots;
+  const int32_t* lengths;
+  int32_t count;
+  int32_t reserved; /* 0 */
+  uint64_t codebook_id;
+  const int32_t* host_slots;
+  uint32_t* device_status;
+} quarry_attach_args;
+
+typedef struct quarry_fork_args { /* ForkArgs */
+  uint32_t struct_size;
+  uint32_t abi_version;
+  int32_t from_slot;
+  int32_t to_slot;
+  int32_t length;
+  int32_t reserved; /* 0 */
+  const int32_t* from_block_table;
+  const int32_t* to_block_table;
+} quarry_fork_args;
+
+typedef struct quarry_save_args { /* SaveArgs */
+  uint32_t struct_size;
+  uint32_t abi_version;
+  int32_t slot;
+  int32_t length;
+  const int32_t* block_table;
+  quarry_workspace workspace;
+  void* data;
+  uint64_t capacity;
+  uint64_t* bytes;
+} quarry_save_args;
+
+typedef struct quarry_restore_args { /* RestoreArgs */
+  uint32_t struct_size;
+  uint32_t abi_version;
+  int32_t slot;
+  int32_t reserved; /* 0 */
+  const int32_t* block_table;
+  quarry_workspace workspace;
+  const void* data;
+  uint64_t bytes;
+} quarry_restore_args;
+
+typedef struct quarry_saved_sequence { /* SavedSequence */
+  uint32_t struct_size;
+  uint32_t abi_version;
+  int32_t length;
+  int32_t has_codebook; /* 0 or 1 */
+  uint64_t codebook_hash;
+} quarry_saved_sequence;
 
 /* The members that are not 0 or null in a struct of defaults. quarry_default_config() and
  * quarry_recommended_config() fill a quarry_config. */
@@ -250,6 +350,22 @@ static inline void quarry_codebook_args_init(quarry_codebook_args* args) {
   QUARRY_C_INIT(args);
   args->slot = -1;
 }
+static inline void quarry_stats_args_init(quarry_stats_args* args) {
+  QUARRY_C_INIT(args);
+  args->batch.query_tokens = 1;
+  args->recent_keys = 256;
+}
+static inline void quarry_attach_args_init(quarry_attach_args* args) { QUARRY_C_INIT(args); }
+static inline void quarry_fork_args_init(quarry_fork_args* args) {
+  QUARRY_C_INIT(args);
+  args->length = -1;
+}
+static inline void quarry_save_args_init(quarry_save_args* args) {
+  QUARRY_C_INIT(args);
+  args->length = -1;
+}
+static inline void quarry_restore_args_init(quarry_restore_args* args) { QUARRY_C_INIT(args); }
+static inline void quarry_saved_sequence_init(quarry_saved_sequence* out) { QUARRY_C_INIT(out); }
 
 /* The library's, which may be newer than this header: "0.1.0", and the ABI it serves. */
 QUARRY_C_API const char* quarry_version(void) QUARRY_C_NOEXCEPT;
@@ -297,6 +413,28 @@ QUARRY_C_API quarry_code quarry_truncate(quarry_indexer* indexer, const int32_t*
                                          quarry_status* status) QUARRY_C_NOEXCEPT;
 QUARRY_C_API quarry_code quarry_reset(quarry_indexer* indexer, int32_t slot, quarry_stream stream,
                                       quarry_status* status) QUARRY_C_NOEXCEPT;
+QUARRY_C_API quarry_code quarry_stats(quarry_indexer* indexer, const quarry_stats_args* args,
+                                      quarry_stream stream,
+                                      quarry_status* status) QUARRY_C_NOEXCEPT;
+QUARRY_C_API quarry_code quarry_attach(quarry_indexer* indexer, const quarry_attach_args* args,
+                                       quarry_stream stream,
+                                       quarry_status* status) QUARRY_C_NOEXCEPT;
+QUARRY_C_API quarry_code quarry_copy_pages(quarry_indexer* indexer, const int32_t* from_pages,
+                                           const int32_t* to_pages, int32_t count,
+                                           quarry_stream stream,
+                                           quarry_status* status) QUARRY_C_NOEXCEPT;
+QUARRY_C_API quarry_code quarry_fork(quarry_indexer* indexer, const quarry_fork_args* args,
+                                     quarry_stream stream, quarry_status* status) QUARRY_C_NOEXCEPT;
+/* With too small a capacity QUARRY_INVALID_ARGUMENT, and `*args->bytes` is what it takes. */
+QUARRY_C_API quarry_code quarry_save(const quarry_indexer* indexer, const quarry_save_args* args,
+                                     quarry_stream stream, quarry_status* status) QUARRY_C_NOEXCEPT;
+QUARRY_C_API quarry_code quarry_restore(quarry_indexer* indexer, const quarry_restore_args* args,
+                                        quarry_stream stream,
+                                        quarry_status* status) QUARRY_C_NOEXCEPT;
+/* Needs no indexer; quarry_saved_sequence_init(&out) first. */
+QUARRY_C_API quarry_code quarry_read_saved(const void* data, uint64_t bytes,
+                                           quarry_saved_sequence* out,
+                                           quarry_status* status) QUARRY_C_NOEXCEPT;
 QUARRY_C_API quarry_code quarry_codes(const quarry_indexer* indexer, int32_t slot, int32_t first,
                                       int32_t count, const int32_t* block_table, uint8_t* out,
                                       quarry_stream stream,
@@ -308,6 +446,15 @@ QUARRY_C_API quarry_code quarry_codebook(const quarry_indexer* indexer, int32_t 
 /* 0 for a null indexer, as for arguments out of range. */
 QUARRY_C_API uint64_t quarry_workspace_bytes(const quarry_indexer* indexer, int32_t batch_size,
                                              int32_t query_tokens) QUARRY_C_NOEXCEPT;
+QUARRY_C_API uint64_t quarry_stats_workspace_bytes(const quarry_indexer* indexer,
+                                                   int32_t batch_size, int32_t query_tokens,
+                                                   int32_t sample_every) QUARRY_C_NOEXCEPT;
+QUARRY_C_API uint64_t quarry_saved_bytes(const quarry_indexer* indexer,
+                                         int32_t length) QUARRY_C_NOEXCEPT;
+QUARRY_C_API uint64_t quarry_codebook_id(const quarry_indexer* indexer,
+                                         int32_t slot) QUARRY_C_NOEXCEPT;
+QUARRY_C_API int32_t quarry_shareable_positions(const quarry_indexer* indexer,
+                                                int32_t length) QUARRY_C_NOEXCEPT;
 QUARRY_C_API int32_t quarry_list_heads(const quarry_indexer* indexer) QUARRY_C_NOEXCEPT;
 QUARRY_C_API int32_t quarry_max_list_length(const quarry_indexer* indexer) QUARRY_C_NOEXCEPT;
 /* The resolved configuration; `out` as for quarry_default_config(). */

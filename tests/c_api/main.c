@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A C program that decodes on the CPU. Exit code 0 if every list is as it must be. */
+ * A C program on the CPU: a decode, then sequences that share pages, move and are measured. Exit
+ * code 0 if every list is as it must be. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "decode.h"
+#include "life.h"
 
 static float pseudo(uint32_t* state) {
   *state = *state * 1664525u + 1013904223u;
@@ -18,7 +20,7 @@ static void* zeroed(size_t bytes) {
   return memset(memory, 0, rounded);
 }
 
-int main(void) {
+static int run_decode(void) {
   decode_io io;
   memset(&io, 0, sizeof io);
   io.backend = QUARRY_BACKEND_CPU;
@@ -78,4 +80,57 @@ int main(void) {
   free(io.codebook);
   free(io.codes);
   return 0;
+}
+
+static int run_life(void) {
+  life_input* in = zeroed(sizeof *in);
+  life_output* out = zeroed(sizeof *out);
+  life_fill(in);
+  uint32_t state = 7;
+  float* queries = in->queries[0];
+  float* keys = in->keys[0];
+  for (size_t i = 0; i < sizeof in->queries / sizeof(float); ++i) queries[i] = pseudo(&state);
+  for (size_t i = 0; i < sizeof in->keys / sizeof(float); ++i) keys[i] = pseudo(&state);
+  life_copy_keys(in);
+  life_io io;
+  memset(&io, 0, sizeof io);
+  io.backend = QUARRY_BACKEND_CPU;
+  io.in = in;
+  io.out = out;
+  io.workspace_bytes = 16u << 20;
+  io.workspace = zeroed(io.workspace_bytes);
+  io.saved_capacity = 1u << 20;
+  io.saved = zeroed(io.saved_capacity);
+
+  const int result = life(&io);
+  if (result != 0) {
+    fprintf(stderr, "life %d: %s\n", result, io.detail);
+    return 5;
+  }
+  for (int row = 0; row < LIFE_ROWS; ++row) {
+    const int32_t* list = out->indices[0] + row * LIFE_LIST;
+    const int32_t* table = in->tables[row / LIFE_QUERY_HEADS];
+    if (out->list_lengths[1][row] != LIFE_LIST) return 6;
+    for (int i = 0; i < LIFE_LIST; ++i) {
+      const int32_t at = table[list[i] / LIFE_PAGE] * LIFE_PAGE + list[i] % LIFE_PAGE;
+      if (out->physical[1][row * LIFE_LIST + i] != at) return 7;
+    }
+  }
+  if (memcmp(out->indices[0], out->indices[1], sizeof out->indices[0]) != 0) return 8;
+  for (int i = 0; i < LIFE_SAMPLES; ++i) {
+    if (out->recall[i].exact != LIFE_HEAVY || out->recall[i].found <= 0) return 9;
+  }
+  printf("%d sequences, %llu bytes saved, drift %g, recall %g\n", LIFE_SEQUENCES,
+         (unsigned long long)io.saved_bytes, (double)out->drift[0].ratio,
+         (double)out->recall[0].recall);
+  free(in);
+  free(out);
+  free(io.workspace);
+  free(io.saved);
+  return 0;
+}
+
+int main(void) {
+  const int result = run_decode();
+  return result != 0 ? result : run_life();
 }
