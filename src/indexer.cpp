@@ -99,7 +99,7 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
     if (args.rotation != nullptr) {
       // Nothing reads the slot's rotations before it has a codebook, so this is no change yet.
       const SetCodebookParams rotations{im.plan.view,  args.slot,           nullptr, nullptr,
-                                        args.rotation, args.query_rotation, 0, nullptr};
+                                        args.rotation, args.query_rotation, 0,       nullptr};
       if (Status s = im.stages->set_codebook(rotations, l); !s.ok()) return s;
     }
     TrainParams& train = buffers.train;
@@ -119,6 +119,7 @@ Status Indexer::build(const BuildArgs& args, Stream stream) noexcept {
     slot.codebook_id = train.codebook_id;
     slot.rotation = slot.rotation || args.rotation != nullptr;
   }
+  step.if_trained = trains && args.retrain;
   if (Status s = im.stages->encode({im.plan.view, step, args.keys}, l); !s.ok()) return s;
   if (trains) {
     const DriftParams baseline{im.plan.view, step, args.keys, kBaselineKeys, nullptr};
@@ -182,8 +183,9 @@ Status Indexer::set_codebook(const CodebookArgs& args, Stream stream) noexcept {
   if (impl_ == nullptr) return not_created();
   Impl& im = *impl_;
   if (Status s = check_codebook(im.plan, im.config, args); !s.ok()) return s;
-  const SetCodebookParams params{im.plan.view,  args.slot,           args.codebooks,     args.phi,
-                                 args.rotation, args.query_rotation, fresh_codebook_id(), args.baseline_error};
+  const SetCodebookParams params{
+      im.plan.view,  args.slot,           args.codebooks,      args.phi,
+      args.rotation, args.query_rotation, fresh_codebook_id(), args.baseline_error};
   if (Status s = im.stages->set_codebook(params, im.on(stream)); !s.ok()) return s;
   for (std::int32_t slot = 0; slot < im.config.max_sequences; ++slot) {
     if (args.slot == -1 || args.slot == slot) {

@@ -86,8 +86,11 @@ struct StepView {
   std::int64_t block_table_stride;
   std::int32_t fixed_slot, fixed_length;  ///< build: the one sequence, by value
   bool restart;                           ///< build: encode from encode_from whatever was seen
-  SequenceState* states;                  ///< [B], written by stage encode, read by all later
-  std::uint32_t* device_status;           ///< [B] or null
+  /// build that trained anew a slot that may have a codebook: encode only if that succeeded,
+  /// which on CUDA the device alone knows (IndexView::baseline is negative).
+  bool if_trained;
+  SequenceState* states;         ///< [B], written by stage encode, read by all later
+  std::uint32_t* device_status;  ///< [B] or null
 };
 
 /// Stage encode: states[b] for every sequence; codes and means of unseen positions, where
@@ -315,7 +318,7 @@ struct SetCodebookParams {
   std::int32_t slot;  ///< -1: all
   const float *codebooks, *phi, *rotation, *query_rotation;
   std::uint64_t codebook_id;  ///< of `codebooks`
-  const float* baseline;  ///< [Hkv] or null: unknown
+  const float* baseline;      ///< [Hkv] or null: unknown
 };
 
 struct TruncateParams {
@@ -492,6 +495,7 @@ QUARRY_HD inline SequenceState sequence_state(const IndexView& ix, const StepVie
   st.n = n;
   st.count = count;
   st.built = ix.has_codebook[slot] != 0 ? 1 : 0;
+  if (step.if_trained && !(ix.baseline[codebook_of(ix, slot) * ix.num_kv_heads] < 0)) st.built = 0;
   const std::int32_t seen = step.restart ? 0 : ix.seen[slot];
   const std::int32_t s = seen < n - 1 ? seen : n - 1;
   st.begin = s > ix.encode_from ? s : ix.encode_from;

@@ -60,13 +60,6 @@ cudaError_t allow_shared_memory(int device, std::size_t bytes) noexcept {
       e != cudaSuccess) {
     return e;
   }
-  // As much shared memory as there is for every such kernel: a multiprocessor runs kernels that
-  // want different shares of it one after the other, and no block of the next could start early.
-  if (cudaError_t e = cudaFuncSetAttribute(kKernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                           cudaSharedmemCarveoutMaxShared);
-      e != cudaSuccess) {
-    return e;
-  }
   if (known) allowed[device].store(dynamic, std::memory_order_relaxed);
   return cudaSuccess;
 }

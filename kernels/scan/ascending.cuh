@@ -30,43 +30,6 @@ QUARRY_HD inline std::uint64_t rank_key(std::uint32_t key, std::int32_t place) {
   return static_cast<std::uint64_t>(key) << 32 | (0xffffffffu - static_cast<std::uint32_t>(place));
 }
 
-/// best_ascending() of at most kListed items: each is compared with every other, by a team of
-/// neighbouring threads, first by rank and then, among the winners, by place.
-template <typename KeyAt, typename PlaceAt>
-__device__ __forceinline__ void best_of_few(AscendingStorage& st, KeyAt key_at, PlaceAt place_at,
-                                            std::int32_t n, std::int32_t k, std::int32_t* out) {
-  constexpr unsigned kAll = 0xffffffffu;
-  static_assert(AscendingStorage::kListed == kFinishThreads);
-  const auto tid = static_cast<std::int32_t>(threadIdx.x);
-  std::int32_t team = 1;  // a power of two
-  while (team < 32 && 2 * team * n <= kFinishThreads) team *= 2;
-  const std::int32_t item = tid / team, part = tid % team;
-  const auto sum_of_team = [&](std::int32_t v) {
-    for (std::int32_t apart = team / 2; apart > 0; apart /= 2) {
-      v += __shfl_xor_sync(kAll, v, apart);
-    }
-    return v;
-  };
-  std::int32_t* const places = st.bins;  // of winners; of others, one above all
-  if (tid < n) st.listed[tid] = rank_key(key_at(tid), place_at(tid));
-  __syncthreads();
-  const std::uint64_t own = item < n ? st.listed[item] : 0;
-  std::int32_t better = 0;
-#pragma unroll 4
-  for (std::int32_t i = part; i < n; i += team) better += st.listed[i] > own ? 1 : 0;
-  better = sum_of_team(better);
-  const bool wins = item < n && better < k;
-  const auto place = static_cast<std::int32_t>(0xffffffffu - static_cast<std::uint32_t>(own));
-  if (part == 0 && item < n) places[item] = wins ? place : 0x7fffffff;
-  __syncthreads();
-  std::int32_t before = 0;
-#pragma unroll 4
-  for (std::int32_t i = part; i < n; i += team) before += places[i] < place ? 1 : 0;
-  before = sum_of_team(before);
-  if (part == 0 && wins) out[before] = place;
-  __syncthreads();
-}
-
 /// out[0 .. k): the places of the k best of n items by (key descending, place ascending), in
 /// ascending order, 0 < k <= n. key_at(i), place_at(i): of item i; places are distinct, in
 /// [0, range). `marks`: shared memory, min(range, kMarkedPlaces) bits and 31 to spare. `out` in
@@ -80,10 +43,6 @@ __device__ __forceinline__ void best_ascending(AscendingStorage& st, std::uint32
                                                KeyAt key_at, PlaceAt place_at, std::int32_t n,
                                                std::int32_t k, std::int32_t range,
                                                std::int32_t* out) {
-  if (n <= AscendingStorage::kListed) {
-    best_of_few(st, key_at, place_at, n, k, out);
-    return;
-  }
   constexpr unsigned kAll = 0xffffffffu;
   constexpr int kBins = AscendingStorage::kBins, kEach = kBins / kFinishThreads;
   const auto tid = static_cast<std::int32_t>(threadIdx.x);
