@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "checksum.h"
 #include "call.h"
+#include "checksum.h"
 #include "impl.h"
 #include "saved.h"
 
