@@ -171,6 +171,21 @@ class CalibrateMemory : public ToolCli {
   }
 };
 
+TEST_F(CalibrateMemory, PeakDoesNotGrowWithTheTrace) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer keeps freed memory";
+#endif
+  constexpr std::int64_t kMiB = 1 << 20;
+  // A child's peak counts what this process holds as it forks, hence this test is the first.
+  if (peak("--version") > 64 * kMiB) GTEST_SKIP() << "this process is too large to measure from";
+  const std::string small = large("small", 50000, 10000), big = large("big", 200000, 40000);
+  const std::string limit = " --max-keys 4096";
+  const std::int64_t of_small = peak(small + limit), of_big = peak(big + limit);
+  EXPECT_LT(of_big - of_small, 8 * kMiB) << of_small << " " << of_big;
+  // What it would be without a limit: the keys alone are 98 MiB.
+  EXPECT_GT(peak(big + " --rotation none --max-keys 200000") - of_big, 64 * kMiB);
+}
+
 TEST_F(CalibrateMemory, WithinTheLimitNothingChanges) {
   // The bundled trace, and one whose queries take several parts and whose first block is cut by
   // the sink, beside one of another dtype.
@@ -202,6 +217,7 @@ TEST_F(CalibrateMemory, WithinTheLimitNothingChanges) {
   const std::vector<std::vector<std::string>> cases = {{kBundled}, {path("a"), path("b")}};
   for (const std::vector<std::string>& paths : cases) {
     for (const std::int32_t block : {0, 16}) {
+      if (paths.size() == 1 && block == 0) continue;
       IndexerConfig c;
       c.num_subspaces = 8;
       c.bits = 4;
@@ -299,16 +315,6 @@ TEST_F(CalibrateMemory, AFewKeysServeNearlyAsWellAndTheFileSaysSo) {
   RecordProperty("recall_2048", std::to_string(of_few));
   EXPECT_GT(of_all, 0.64);
   EXPECT_GT(of_few, of_all - 0.01);
-}
-
-TEST_F(CalibrateMemory, PeakDoesNotGrowWithTheTrace) {
-  constexpr std::int64_t kMiB = 1 << 20;
-  const std::string small = large("small", 50000, 10000), big = large("big", 200000, 40000);
-  const std::string limit = " --max-keys 4096";
-  const std::int64_t of_small = peak(small + limit), of_big = peak(big + limit);
-  EXPECT_LT(of_big - of_small, 8 * kMiB) << of_small << " " << of_big;
-  // What it would be without a limit: the keys alone are 98 MiB.
-  EXPECT_GT(peak(big + " --rotation none --max-keys 200000") - of_big, 64 * kMiB);
 }
 
 TEST_F(CalibrateMemory, LimitsThatHoldNoBlock) {
