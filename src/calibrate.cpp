@@ -7,14 +7,12 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <string>
 
 #include <omp.h>
 
-// One thread alone: how a product is split must not depend on the machine.
-#define EIGEN_DONT_PARALLELIZE
-#include <Eigen/Dense>
-
 #include "half.h"
+#include "moment_sum.h"
 #include "quarry/indexer.h"
 
 namespace quarry {
@@ -25,7 +23,6 @@ using Vector = Eigen::VectorXd;
 
 constexpr std::int64_t kHoldOut = 16;  // every 16th block is held out of training
 constexpr double kFloor = 1e-4;        // of the largest eigenvalue
-constexpr std::int64_t kChunk = 512;   // vectors a matrix product takes at once
 
 /// The traces' encoded positions as one numbered set, a trace after the other.
 class Residuals {
@@ -113,82 +110,55 @@ class Residuals {
   std::vector<std::int64_t> ends_;
 };
 
-Status check_vectors(const char* name, std::size_t trace, const HostVectors& v, std::int64_t heads,
-                     std::int64_t d) {
-  const auto dtype = static_cast<std::int32_t>(v.dtype);
-  const bool shaped = v.count >= 0 && v.row_stride >= d && v.head_stride >= (heads > 1 ? d : 0);
-  if (dtype < 0 || dtype > 2 || !shaped || (v.data == nullptr && v.count > 0)) {
-    return Status(StatusCode::invalid_argument,
-                  "traces[%zu].%s: data %p, dtype %d, count %lld, row_stride %lld, head_stride "
-                  "%lld do not fit %lld heads of %lld",
-                  trace, name, v.data, dtype, static_cast<long long>(v.count),
-                  static_cast<long long>(v.row_stride), static_cast<long long>(v.head_stride),
-                  static_cast<long long>(heads), static_cast<long long>(d));
-  }
-  return {};
-}
-
-Status check(const IndexerConfig& c, const std::vector<CalibrationTrace>& traces) {
+Status check(const IndexerConfig& c, const std::vector<CalibrationTrace>& traces,
+             const QueryMoments* moments) {
   if (traces.empty()) return Status(StatusCode::invalid_argument, "traces is empty");
   for (std::size_t i = 0; i < traces.size(); ++i) {
     const CalibrationTrace& t = traces[i];
-    if (Status s = check_vectors("keys", i, t.keys, c.num_kv_heads, c.head_dim); !s.ok()) return s;
+    const std::string name = "traces[" + std::to_string(i) + "].";
+    if (Status s = check_vectors((name + "keys").c_str(), t.keys, c.num_kv_heads, c.head_dim);
+        !s.ok()) {
+      return s;
+    }
     std::int64_t queries = 0;
     for (const HostVectors& q : t.queries) {
-      if (Status s = check_vectors("queries", i, q, c.num_query_heads, c.head_dim); !s.ok()) {
+      if (Status s = check_vectors((name + "queries").c_str(), q, c.num_query_heads, c.head_dim);
+          !s.ok()) {
         return s;
       }
       queries += q.count;
     }
-    if (c.rotation && queries == 0) {
+    if (c.rotation && queries == 0 && moments == nullptr) {
       return Status(StatusCode::invalid_argument,
                     "traces[%zu].queries is empty, a rotation needs queries", i);
     }
   }
+  if (!c.rotation || moments == nullptr) return {};
+  if (moments->num_kv_heads() != c.num_kv_heads || moments->head_dim() != c.head_dim) {
+    return Status(StatusCode::invalid_argument,
+                  "options.query_moments are of %d KV heads of %d, config says %d of %d",
+                  moments->num_kv_heads(), moments->head_dim(), c.num_kv_heads, c.head_dim);
+  }
+  for (std::int32_t h = 0; h < c.num_kv_heads; ++h) {
+    if (moments->count(h) > 0) continue;
+    return Status(StatusCode::invalid_argument,
+                  "options.query_moments have no finite query of KV head %d in an array that "
+                  "ended, a rotation needs queries",
+                  h);
+  }
   return {};
 }
 
-/// sum of x x^T over the vectors that `next` yields until it returns false.
-template <typename Next>
-Matrix second_moment(std::int32_t d, Next next) {
-  Matrix sum = Matrix::Zero(d, d);
-  Matrix chunk(d, kChunk);
-  for (bool more = true; more;) {
-    std::int64_t filled = 0;
-    while (filled < kChunk && (more = next(chunk.col(filled)))) ++filled;
-    // An update by no columns divides by zero in Eigen 3.4.
-    if (filled > 0) sum.selfadjointView<Eigen::Lower>().rankUpdate(chunk.leftCols(filled));
-  }
-  return Matrix(sum.selfadjointView<Eigen::Lower>());
-}
-
-Matrix query_moment(const IndexerConfig& c, const std::vector<CalibrationTrace>& traces,
-                    std::int32_t kv, std::int64_t* count) {
-  const std::int32_t group = c.num_query_heads / c.num_kv_heads;
-  Matrix sum = Matrix::Zero(c.head_dim, c.head_dim);
-  *count = 0;
+/// What the queries of all traces come to.
+Status sum_queries(const IndexerConfig& c, const std::vector<CalibrationTrace>& traces,
+                   QueryMoments* out) {
+  if (Status s = QueryMoments::create(c, out); !s.ok()) return s;
   for (const CalibrationTrace& trace : traces) {
     for (const HostVectors& q : trace.queries) {
-      std::int64_t i = 0;
-      sum += second_moment(c.head_dim, [&](auto column) {
-        for (; i < q.count * group; ++i) {
-          const std::int64_t at =
-              i / group * q.row_stride + (kv * group + i % group) * q.head_stride;
-          bool finite = true;
-          for (std::int32_t j = 0; j < c.head_dim; ++j) {
-            column[j] = load_element(q.data, q.dtype, at + j);
-            finite = finite && std::isfinite(column[j]);
-          }
-          if (finite) break;
-        }
-        if (i >= q.count * group) return false;
-        ++i;
-        ++*count;
-        return true;
-      });
+      if (Status s = out->add(q); !s.ok()) return s;
     }
   }
-  return sum / static_cast<double>(std::max<std::int64_t>(*count, 1));
+  return {};
 }
 
 /// Covariance of the residuals of a KV head, those held out left out.
@@ -196,20 +166,18 @@ Matrix residual_covariance(const IndexerConfig& c, const Residuals& residuals, s
   std::vector<float> x(static_cast<std::size_t>(c.head_dim));
   Residuals::Mean mean;
   Vector total = Vector::Zero(c.head_dim);
-  std::int64_t i = 0, count = 0;
-  const Matrix sum = second_moment(c.head_dim, [&](auto column) {
-    for (; i < residuals.count(); ++i) {
-      if (!residuals.held_out(i) && residuals.get(i, kv, &mean, x.data())) break;
-    }
-    if (i == residuals.count()) return false;
-    ++i;
-    ++count;
+  MomentSum sum(c.head_dim);
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < residuals.count(); ++i) {
+    if (residuals.held_out(i) || !residuals.get(i, kv, &mean, x.data())) continue;
+    auto column = sum.next();
     for (std::int32_t j = 0; j < c.head_dim; ++j) column[j] = x[static_cast<std::size_t>(j)];
     total += column;
-    return true;
-  });
+    sum.push();
+    ++count;
+  }
   const double n = static_cast<double>(std::max<std::int64_t>(count, 1));
-  return sum / n - total * total.transpose() / (n * n);
+  return sum.take() / n - total * total.transpose() / (n * n);
 }
 
 /// Which column each principal axis becomes: the largest eigenvalue goes to the subspace with
@@ -406,7 +374,7 @@ Status run(const IndexerConfig& config, const std::vector<CalibrationTrace>& tra
            const CalibrationOptions& options, Calibration* out) {
   IndexerConfig c;
   if (Status s = resolve(config, Backend::cpu, &c); !s.ok()) return s;
-  if (Status s = check(c, traces); !s.ok()) return s;
+  if (Status s = check(c, traces, options.query_moments); !s.ok()) return s;
   const auto report = [&](const char* what, double done) {
     if (options.progress != nullptr) options.progress(what, done, options.user);
   };
@@ -418,11 +386,19 @@ Status run(const IndexerConfig& config, const std::vector<CalibrationTrace>& tra
   const auto d = static_cast<std::size_t>(c.head_dim);
   const auto heads = static_cast<std::size_t>(c.num_kv_heads);
   if (c.rotation) {
+    QueryMoments summed;
+    const QueryMoments* moments = options.query_moments;
+    if (moments == nullptr) {
+      if (Status s = sum_queries(c, traces, &summed); !s.ok()) return s;
+      moments = &summed;
+    }
+    Matrix moment(c.head_dim, c.head_dim);
     result.rotation.resize(heads * d * d);
     result.query_rotation.resize(heads * d * d);
     for (std::int32_t h = 0; h < c.num_kv_heads; ++h) {
       report("rotation", 0.5 * h / c.num_kv_heads);
-      const Matrix moment = query_moment(c, traces, h, &result.queries);
+      if (Status s = moments->second_moment(h, moment.data()); !s.ok()) return s;
+      result.queries = moments->count(h);
       const Rotation r = make_rotation(c, moment, residual_covariance(c, residuals, h));
       const std::size_t at = static_cast<std::size_t>(h) * d * d;
       copy_rows(r.forward, result.rotation.data() + at);
@@ -451,6 +427,20 @@ Status run(const IndexerConfig& config, const std::vector<CalibrationTrace>& tra
 }
 
 }  // namespace
+
+Status check_vectors(const char* name, const HostVectors& v, std::int64_t heads, std::int64_t d) {
+  const auto dtype = static_cast<std::int32_t>(v.dtype);
+  const bool shaped = v.count >= 0 && v.row_stride >= d && v.head_stride >= (heads > 1 ? d : 0);
+  if (dtype < 0 || dtype > 2 || !shaped || (v.data == nullptr && v.count > 0)) {
+    return Status(StatusCode::invalid_argument,
+                  "%s: data %p, dtype %d, count %lld, row_stride %lld, head_stride %lld do not "
+                  "fit %lld heads of %lld",
+                  name, v.data, dtype, static_cast<long long>(v.count),
+                  static_cast<long long>(v.row_stride), static_cast<long long>(v.head_stride),
+                  static_cast<long long>(heads), static_cast<long long>(d));
+  }
+  return {};
+}
 
 Status calibrate(const IndexerConfig& config, const std::vector<CalibrationTrace>& traces,
                  const CalibrationOptions& options, Calibration* out) noexcept {

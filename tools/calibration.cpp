@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "error.h"
+#include "key_sample.h"
 #include "quarry/calibrate.h"
 
 namespace quarry::tools {
@@ -28,8 +29,10 @@ CalibrationTrace view(const Trace& trace, bool all_queries, std::int32_t positio
 }
 
 Calibration run(const IndexerConfig& config, const std::vector<CalibrationTrace>& traces,
-                std::int32_t threads, const CalibrationProgress& progress) {
+                std::int32_t threads, const CalibrationProgress& progress,
+                const QueryMoments* moments = nullptr) {
   CalibrationOptions options;
+  options.query_moments = moments;
   options.num_threads = threads;
   options.user = const_cast<CalibrationProgress*>(&progress);
   options.progress = [](const char*, double done, void* user) {
@@ -104,29 +107,63 @@ void check_same_layer(const Trace& first, const std::string& first_name,
   }
 }
 
-LayerCalibration calibrate_traces(IndexerConfig config, const std::vector<const Trace*>& traces,
-                                  const std::vector<std::string>& names, std::int32_t threads,
-                                  const CalibrationProgress& progress) {
+namespace {
+
+/// Who the traces are, what they were asked for, and no calibration yet.
+LayerCalibration describe_layer(IndexerConfig config, const std::vector<const Trace*>& traces,
+                                const std::vector<std::string>& names) {
   LayerCalibration out;
-  std::vector<CalibrationTrace> views;
   const Trace& first = *traces.front();
   check_same_layer(first, names.front(), traces, names);
   out.layer = find(first.metadata, "layer");
   for (const Trace* trace : traces) {
     add_name(find(trace->metadata, "model"), &out.source_model);
     add_name(find(trace->metadata, "text"), &out.text);
-    views.push_back(view(*trace, true, trace->n));
   }
+  out.traces = static_cast<std::int64_t>(traces.size());
   give_shape(first, &config);
   check(resolve(config, Backend::cpu, &out.config), "configuration");
-  Calibration made = run(out.config, views, threads, progress);
-  out.traces = static_cast<std::int64_t>(traces.size());
-  out.keys = made.keys;
-  out.sampled_keys = made.sampled_keys;
-  out.queries = made.queries;
-  out.train_error = made.train_error;
-  out.held_out_error = made.held_out_error;
-  out.model = to_model(out.config, std::move(made));
+  return out;
+}
+
+void take(Calibration&& made, LayerCalibration* out) {
+  out->keys = out->trace_keys = made.keys;
+  out->sampled_keys = made.sampled_keys;
+  out->queries = made.queries;
+  out->train_error = made.train_error;
+  out->held_out_error = made.held_out_error;
+  out->model = to_model(out->config, std::move(made));
+}
+
+}  // namespace
+
+LayerCalibration calibrate_traces(IndexerConfig config, const std::vector<const Trace*>& traces,
+                                  const std::vector<std::string>& names, std::int32_t threads,
+                                  const CalibrationProgress& progress) {
+  LayerCalibration out = describe_layer(config, traces, names);
+  std::vector<CalibrationTrace> views;
+  for (const Trace* trace : traces) views.push_back(view(*trace, true, trace->n));
+  take(run(out.config, views, threads, progress), &out);
+  return out;
+}
+
+LayerCalibration calibrate_files(IndexerConfig config, const std::vector<std::string>& paths,
+                                 std::int64_t max_keys, std::int32_t threads,
+                                 const CalibrationProgress& progress) {
+  std::vector<Trace> headers;
+  for (const std::string& path : paths) headers.push_back(load_header(path));
+  std::vector<const Trace*> pointers;
+  for (const Trace& header : headers) pointers.push_back(&header);
+  if (config.num_subspaces == 0) config.num_subspaces = std::max(1, headers.front().d / 8);
+  LayerCalibration out = describe_layer(config, pointers, paths);
+  const KeySample sample = read_keys(out.config, paths, headers, max_keys);
+  QueryMoments moments;
+  if (out.config.rotation) moments = read_query_moments(out.config, paths, headers);
+  IndexerConfig sampled = out.config;
+  sampled.encode_from = sample.encode_from;
+  take(run(sampled, sample.views, threads, progress, &moments), &out);
+  out.trace_keys = sample.trace_keys;
+  if (!sample.whole) out.max_keys = max_keys;
   return out;
 }
 

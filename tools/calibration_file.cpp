@@ -41,6 +41,11 @@ class Loader {
     out.keys = number<std::int64_t>("keys");
     out.sampled_keys = number<std::int64_t>("sampled_keys");
     out.queries = number<std::int64_t>("queries");
+    out.trace_keys = out.keys;
+    if (!text("max_keys").empty()) {  // files of all keys lack both
+      out.max_keys = number<std::int64_t>("max_keys");
+      out.trace_keys = number<std::int64_t>("trace_keys");
+    }
     out.train_error = error("train_error");
     out.held_out_error = error("held_out_error");
     return out;
@@ -247,6 +252,10 @@ void save_calibration(const std::string& path, const LayerCalibration& calibrati
       {"queries", std::to_string(calibration.queries)},
       {"train_error", error_text(calibration.train_error)},
       {"held_out_error", error_text(calibration.held_out_error)}};
+  if (calibration.max_keys > 0) {
+    metadata["max_keys"] = std::to_string(calibration.max_keys);
+    metadata["trace_keys"] = std::to_string(calibration.trace_keys);
+  }
   const auto add = [&](const char* key, const std::string& value) {
     if (!value.empty()) metadata[key] = value;
   };

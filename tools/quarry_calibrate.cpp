@@ -16,7 +16,6 @@
 #include "error.h"
 #include "progress.h"
 #include "report.h"
-#include "trace.h"
 
 namespace quarry::tools {
 namespace {
@@ -26,6 +25,7 @@ struct Arguments {
   std::string out;
   std::int32_t subspaces = 0;  // 0: d / 8
   std::int32_t threads = 0;
+  std::int64_t max_keys = kCalibrationMaxKeys;
   std::string rotation = "query";
   IndexerConfig config;
 
@@ -59,6 +59,10 @@ void declare(CLI::App& app, Arguments& a) {
       ->capture_default_str();
   number("--iterations", c.kmeans_iterations, "N", "k-means iterations");
   number("--seed", c.seed, "N", "k-means seed");
+  number("--max-keys", a.max_keys, "N",
+         "Keys a KV head held of all traces; past them whole blocks, evenly spaced. Bounds the "
+         "memory for keys to N * KV heads * d elements of the traces' type")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
   app.add_option("--threads", a.threads, "CPU threads (default: OpenMP's)")
       ->check(CLI::Range(0, 1024))
       ->type_name("N");
@@ -84,6 +88,10 @@ std::string report(const Arguments& a, const LayerCalibration& made) {
   line("quantizer", quantizer);
   line("keys of a KV head", fmt::format("{} of {} trace{}, {} trained on", made.keys, made.traces,
                                         made.traces == 1 ? "" : "s", made.sampled_keys));
+  if (made.max_keys > 0) {
+    line("sampled by --max-keys",
+         fmt::format("at most {} of {}, whole blocks", made.max_keys, made.trace_keys));
+  }
   if (c.rotation) line("queries of a KV head", std::to_string(made.queries));
   line("quantization error, trained on", percent(made.train_error));
   line("quantization error, held out", percent(made.held_out_error));
@@ -95,19 +103,14 @@ std::string report(const Arguments& a, const LayerCalibration& made) {
 }
 
 void run(Arguments& a) {
-  std::vector<Trace> traces;
-  for (const std::string& path : a.traces) traces.push_back(load_trace(path, false));
-  std::vector<const Trace*> pointers;
-  for (const Trace& trace : traces) pointers.push_back(&trace);
-
   IndexerConfig& c = a.config;
-  c.num_subspaces = a.subspaces > 0 ? a.subspaces : std::max(1, traces.front().d / 8);
+  c.num_subspaces = a.subspaces;
   c.rotation = a.rotation == "query";
   c.window_size = std::max({c.window_size, c.block_size});
   LayerCalibration made;
   {
     ProgressBar bar("calibrate");
-    made = calibrate_traces(c, pointers, a.traces, a.threads, [&](double done) {
+    made = calibrate_files(c, a.traces, a.max_keys, a.threads, [&](double done) {
       bar.update(static_cast<std::int64_t>(100 * done), 100);
     });
   }
@@ -122,7 +125,9 @@ int main(int argc, char** argv) {
   using namespace quarry::tools;
   CLI::App app{
       "Calibrates a layer of a model from captured traces: codebooks and a rotation "
-      "that serve every prompt. The traces are held in memory, without their values.",
+      "that serve every prompt. Traces may be of any size: held are --max-keys keys a KV head, "
+      "1 MiB of queries and their second moments (2 d^2 + 512 d doubles a KV head), and what "
+      "k-means takes (twice 256 * 2^bits keys a KV head, float32).",
       "quarry-calibrate"};
   Arguments arguments;
   declare(app, arguments);

@@ -258,14 +258,21 @@ const TensorInfo* SafetensorsFile::find(std::string_view name) const noexcept {
 
 std::vector<std::byte> SafetensorsFile::read(const TensorInfo& tensor) {
   std::vector<std::byte> bytes(tensor.bytes);
+  read(tensor, 0, tensor.bytes, bytes.data());
+  return bytes;
+}
+
+void SafetensorsFile::read(const TensorInfo& tensor, std::uint64_t first, std::uint64_t count,
+                           std::byte* out) {
+  if (first > tensor.bytes || count > tensor.bytes - first) {
+    throw Error(kExitInternal, "tensor '" + printable(tensor.name) + "' is read past its end");
+  }
   file_.clear();
-  file_.seekg(static_cast<std::streamoff>(tensor.offset));
+  file_.seekg(static_cast<std::streamoff>(tensor.offset + first));
   // The file may have shrunk since its header was checked.
-  if (!file_.read(reinterpret_cast<char*>(bytes.data()),
-                  static_cast<std::streamsize>(tensor.bytes))) {
+  if (!file_.read(reinterpret_cast<char*>(out), static_cast<std::streamsize>(count))) {
     refuse("tensor '" + printable(tensor.name) + "' cannot be read");
   }
-  return bytes;
 }
 
 void write_safetensors(const std::string& path, std::vector<TensorSource> tensors,

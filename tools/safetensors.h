@@ -44,6 +44,8 @@ class SafetensorsFile {
   /// A copy of the tensor's bytes, aligned for any element type wherever it lies in the
   /// file.
   std::vector<std::byte> read(const TensorInfo& tensor);
+  /// `count` of the tensor's bytes from its byte `first` on, which it must have.
+  void read(const TensorInfo& tensor, std::uint64_t first, std::uint64_t count, std::byte* out);
 
  private:
   void parse_header(const std::string& header, std::uint64_t data_start, std::uint64_t file_size);

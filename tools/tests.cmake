@@ -11,11 +11,11 @@ if(QUARRY_BUILD_TOOLS)
     LIBRARIES quarry_tools_core)
   quarry_add_test(test_goldens SOURCES indexer/test_goldens.cpp
     LIBRARIES quarry_tools_core)
-  foreach(tool IN ITEMS replay calibrate)
-    quarry_add_test(test_${tool}_cli SOURCES indexer/test_${tool}_cli.cpp
+  foreach(test IN ITEMS replay_cli calibrate_cli calibrate_memory)
+    quarry_add_test(test_${test} SOURCES indexer/test_${test}.cpp
       LIBRARIES quarry_tools_core)
-    add_dependencies(test_${tool}_cli quarry-calibrate quarry-replay)
-    target_compile_definitions(test_${tool}_cli PRIVATE
+    add_dependencies(test_${test} quarry-calibrate quarry-replay)
+    target_compile_definitions(test_${test} PRIVATE
       QUARRY_CALIBRATE="$<TARGET_FILE:quarry-calibrate>"
       QUARRY_REPLAY="$<TARGET_FILE:quarry-replay>")
   endforeach()

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "quarry/config.h"
@@ -27,11 +28,45 @@ struct CalibrationTrace {
   std::vector<HostVectors> queries;  ///< each [count, Hq, d]; needed for a rotation alone
 };
 
+/// The second moments of a layer's queries, summed as the queries come: all that a rotation
+/// needs of them, so that a calibration need not hold them. Takes Hkv * (2 d^2 + 512 d)
+/// doubles of host memory (6 MiB for 8 KV heads of 128), however many queries are added. Not for
+/// concurrent calls.
+class QueryMoments {
+ public:
+  QueryMoments() noexcept;
+  ~QueryMoments();
+  QueryMoments(QueryMoments&&) noexcept;
+  QueryMoments& operator=(QueryMoments&&) noexcept;
+
+  /// Empty moments for the shape of `config`, which must be one that resolve() takes.
+  static Status create(const IndexerConfig& config, QueryMoments* out) noexcept;
+
+  /// Adds queries [count, Hq, d], the next part of an array; `ends_array`: its last one. An
+  /// array gives the same bytes in parts of any size, and the same as the whole array in
+  /// CalibrationTrace::queries. Non-finite vectors stay out. Refused input leaves the moments
+  /// as they were; after out_of_memory they hold a part of it.
+  Status add(const HostVectors& queries, bool ends_array = true) noexcept;
+
+  std::int32_t num_kv_heads() const noexcept;  ///< 0 before create()
+  std::int32_t head_dim() const noexcept;
+  /// Vectors of the KV head in the arrays that ended; 0 for a head that there is none of.
+  std::int64_t count(std::int32_t kv_head) const noexcept;
+  /// Writes their mean of x x^T, symmetric, to `out` [d, d]; zeros where count() is 0.
+  Status second_moment(std::int32_t kv_head, double* out) const noexcept;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
 struct CalibrationOptions {
   std::int32_t num_threads = 0;  ///< 0 takes OpenMP's default; no result depends on it
   /// Called from the calling thread with what is being done and a share of the whole in 0..1.
   void (*progress)(const char* what, double done, void* user) = nullptr;
   void* user = nullptr;
+  /// Takes the place of all traces' queries, which are then not read. Not kept.
+  const QueryMoments* query_moments = nullptr;
 };
 
 /// What a layer's Indexers are given by set_codebook(), in its layouts.
@@ -62,7 +97,8 @@ struct Calibration {
 /// 2013), so that the error that k-means minimizes is the error of q.k. Keys below
 /// encode_from, incomplete last blocks and non-finite keys stay out. k-means runs on at most
 /// 256 * ksub keys of every KV head, evenly spaced; memory beyond the traces is bounded by
-/// them. Deterministic. Nothing is written to `*out` on failure.
+/// them (and as many held-out ones), 8 bytes a position and the second moments.
+/// Deterministic. Nothing is written to `*out` on failure.
 Status calibrate(const IndexerConfig& config, const std::vector<CalibrationTrace>& traces,
                  const CalibrationOptions& options, Calibration* out) noexcept;
 

@@ -223,6 +223,101 @@ TEST(Calibrate, WithoutRotationNeedsNoQueries) {
   EXPECT_TRUE(c.query_rotation.empty());
 }
 
+QueryMoments moments_of(const IndexerConfig& config) {
+  QueryMoments out;
+  EXPECT_TRUE(QueryMoments::create(config, &out).ok());
+  return out;
+}
+
+TEST(Calibrate, QueriesInPartsGiveTheSameBytes) {
+  Data data(2100, 1500);
+  data.queries[70 * Data::kHq * Data::kD] = std::numeric_limits<float>::infinity();
+  const CalibrationTrace trace = data.trace();
+  const Calibration whole = must(Data::config(), {trace, trace});
+  CalibrationTrace keys = trace;
+  keys.queries.clear();
+  const HostVectors all = trace.queries[0];
+  for (const std::int64_t part : {1, 100, 256, 1499, 1500}) {
+    QueryMoments moments = moments_of(Data::config());
+    for (int array = 0; array < 2; ++array) {
+      for (std::int64_t first = 0; first < all.count; first += part) {
+        HostVectors some = all;
+        some.data = data.queries.data() + first * all.row_stride;
+        some.count = std::min(part, all.count - first);
+        ASSERT_TRUE(moments.add(some, first + some.count == all.count).ok());
+      }
+    }
+    CalibrationOptions options;
+    options.query_moments = &moments;
+    Calibration out;
+    ASSERT_TRUE(calibrate(Data::config(), {keys, keys}, options, &out).ok());
+    EXPECT_EQ(out.rotation, whole.rotation) << part;
+    EXPECT_EQ(out.query_rotation, whole.query_rotation) << part;
+    EXPECT_EQ(out.codebooks, whole.codebooks) << part;
+    EXPECT_EQ(out.queries, whole.queries);
+    EXPECT_EQ(moments.count(0), 2 * (2 * 1500 - 1));  // the infinite one is of head 0
+    EXPECT_EQ(moments.count(1), 2 * 2 * 1500);
+  }
+}
+
+TEST(Calibrate, ASecondMomentIsTheMeanOfItsQueries) {
+  const Data data;
+  QueryMoments moments = moments_of(Data::config());
+  const HostVectors all = data.trace().queries[0];
+  ASSERT_TRUE(moments.add(all, /*ends_array=*/false).ok());
+  EXPECT_EQ(moments.count(1), 0);  // until the array ends
+  ASSERT_TRUE(moments.add({all.data, all.dtype, 0, all.row_stride, all.head_stride}).ok());
+  EXPECT_EQ(moments.count(1), 600);
+  std::vector<double> got(Data::kD * Data::kD);
+  ASSERT_TRUE(moments.second_moment(1, got.data()).ok());
+  for (std::size_t i = 0; i < Data::kD; ++i) {
+    for (std::size_t j = 0; j < Data::kD; ++j) {
+      double sum = 0;
+      for (std::size_t r = 0; r < 300; ++r) {
+        for (std::size_t h = 2; h < 4; ++h) {
+          const float* q = data.queries.data() + (r * Data::kHq + h) * Data::kD;
+          sum += double{q[i]} * q[j];
+        }
+      }
+      EXPECT_NEAR(got[i * Data::kD + j], sum / 600, 1e-9) << i << " " << j;
+    }
+  }
+}
+
+TEST(Calibrate, MomentsThatDoNotFit) {
+  const Data data;
+  const CalibrationTrace trace = data.trace();
+  const auto refused = [](const Status& s, const char* word) {
+    EXPECT_EQ(s.code(), StatusCode::invalid_argument);
+    EXPECT_NE(std::string(s.detail()).find(word), std::string::npos) << s.detail();
+  };
+  QueryMoments none, empty = moments_of(Data::config());
+  refused(none.add(trace.queries[0]), "not created");
+  refused(QueryMoments::create(Data::config(), nullptr), "out is null");
+  IndexerConfig wrong = Data::config();
+  wrong.head_dim = 12;
+  refused(QueryMoments::create(wrong, &none), "head_dim");
+  HostVectors narrow = trace.queries[0];
+  narrow.row_stride = 8;
+  refused(empty.add(narrow), "row_stride 8");
+  double out[Data::kD * Data::kD];
+  refused(empty.second_moment(2, out), "kv_head is 2, must be 0..1");
+  refused(empty.second_moment(0, nullptr), "out is null");
+  EXPECT_EQ(none.count(0) + empty.count(-1) + empty.count(2), 0);
+
+  Calibration made;
+  CalibrationOptions options;
+  options.query_moments = &empty;
+  refused(calibrate(Data::config(), {trace}, options, &made), "no finite query of KV head 0");
+  IndexerConfig wide = Data::config();
+  wide.num_kv_heads = 4;
+  QueryMoments other = moments_of(wide);
+  ASSERT_TRUE(other.add(trace.queries[0]).ok());
+  options.query_moments = &other;
+  refused(calibrate(Data::config(), {trace}, options, &made), "of 4 KV heads of 16");
+  EXPECT_TRUE(made.codebooks.empty());
+}
+
 TEST(Calibrate, RefusesByName) {
   const Data data;
   Calibration out;

@@ -178,6 +178,21 @@ TEST_F(CalibrationFile, RoundTrip) {
   }
 }
 
+TEST_F(CalibrationFile, ALimitOfKeysComesBackAndMustBeWhole) {
+  LayerCalibration out = sample();
+  save_calibration(path_, out);
+  EXPECT_EQ(SafetensorsFile(path_).metadata().count("max_keys"), 0u);
+  EXPECT_EQ(load_calibration(path_).max_keys, 0);
+  EXPECT_EQ(load_calibration(path_).trace_keys, 4000);
+  out.max_keys = 4096;
+  out.trace_keys = 90000;
+  save_calibration(path_, out);
+  EXPECT_EQ(load_calibration(path_).max_keys, 4096);
+  EXPECT_EQ(load_calibration(path_).trace_keys, 90000);
+  refuse_metadata("max_keys", "4096", "metadata 'trace_keys' is ''");
+  refuse_metadata("max_keys", "many", "metadata 'max_keys' is 'many'");
+}
+
 TEST_F(CalibrationFile, WhatIsUnknownStaysUnknown) {
   LayerCalibration out = sample();
   out.layer = out.source_model = out.text = "";
