@@ -5,6 +5,19 @@
 #include <cstdlib>
 #include <new>
 
+// These sanitizers bring operators new and delete of their own. GCC says so by a macro, Clang by a
+// feature.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define QUARRY_SANITIZER_ALLOCATES 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define QUARRY_SANITIZER_ALLOCATES 1
+#endif
+#endif
+#ifndef QUARRY_SANITIZER_ALLOCATES
+#define QUARRY_SANITIZER_ALLOCATES 0
+#endif
+
 namespace quarry::test {
 namespace {
 
@@ -17,7 +30,7 @@ AllocationWatch::AllocationWatch() { ++watches; }
 AllocationWatch::~AllocationWatch() { --watches; }
 long AllocationWatch::count() { return allocations; }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if QUARRY_SANITIZER_ALLOCATES
 bool AllocationWatch::works() { return false; }
 #else
 bool AllocationWatch::works() { return true; }
@@ -36,7 +49,7 @@ void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
 
 }  // namespace quarry::test
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if !QUARRY_SANITIZER_ALLOCATES
 namespace t = quarry::test;
 constexpr std::size_t kDefault = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
 
