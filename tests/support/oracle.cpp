@@ -276,6 +276,8 @@ void Oracle::encode_vector(const Codebook& cb, int head, const float* x, std::ui
 void Oracle::encode(const Cache& cache, const Pages& pages, int slot, int n, bool restart) {
   if (!built_[slot]) return;
   const int s = std::min(restart ? 0 : seen_[slot], n - 1);
+  seen_[slot] = n;
+  if (!keeps_codes_) return;
   const Codebook& cb = codebooks_[slot];
   const int d = c_.head_dim, m = c_.num_subspaces;
   auto codes_of = [&](int position, int head) {
@@ -309,7 +311,6 @@ void Oracle::encode(const Cache& cache, const Pages& pages, int slot, int n, boo
       }
     }
   }
-  seen_[slot] = n;
 }
 
 Score dot(const float* a, const float* b, int n) {

@@ -117,6 +117,9 @@ class Oracle {
   Saved save(const Pages& pages, int slot, int length) const;
   void restore(const Pages& pages, int slot, const Saved& saved);
 
+  /// From now on sequences only grow: for who compares two runs with each other. Nothing may be
+  /// asked for codes, means or lists.
+  void without_codes() { keeps_codes_ = false; }
   /// Stage encode for one sequence; `restart` is build's: whatever was seen.
   void encode(const Cache& cache, const Pages& pages, int slot, int n, bool restart);
   /// First position not encoded once `n` positions are seen.
@@ -157,6 +160,7 @@ class Oracle {
                                int first, int end) const;
 
   IndexerConfig c_;
+  bool keeps_codes_ = true;
   std::vector<Codebook> codebooks_;  // by slot
   std::vector<char> built_;
   std::vector<int> seen_;

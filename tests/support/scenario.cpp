@@ -184,6 +184,7 @@ World::World(const Scenario& setup)
     return;
   }
   buffers_ = std::make_unique<Buffers>(setup_, oracle_);
+  if (!setup_.check) oracle_.without_codes();
 
   cache_.num_pages = oracle_.num_pages();
   cache_.page_size = oracle_.page_size();
