@@ -83,7 +83,11 @@ void release(const Allocation& a) {
     }
   }
   forget_memory(a.data);
-  mmap(a.data, a.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (mmap(a.data, a.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+           0) == MAP_FAILED) {
+    say("mmap failed: too many allocations?");
+    std::abort();
+  }
   heap().used -= a.mapped;
   heap().live.erase(reinterpret_cast<std::uintptr_t>(a.data));
 }
