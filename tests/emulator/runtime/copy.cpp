@@ -45,7 +45,8 @@ Sides sides(void* to, const void* from, cudaMemcpyKind kind) {
 }
 
 /// What a copy or fill does when its turn comes; the range may have been freed since.
-cudaError_t at_its_turn(const std::function<void()>& check, const std::function<void()>& act) {
+cudaError_t at_its_turn(std::initializer_list<const void*> touched,
+                        const std::function<void()>& check, const std::function<void()>& act) {
   try {
     check();
   } catch (const CallError& e) {
@@ -53,7 +54,7 @@ cudaError_t at_its_turn(const std::function<void()>& check, const std::function<
     set_sticky_error(cudaErrorIllegalAddress);
     return cudaErrorIllegalAddress;
   }
-  const Access access;
+  const Access access(touched);
   act();
   return cudaSuccess;
 }
@@ -61,6 +62,7 @@ cudaError_t at_its_turn(const std::function<void()>& check, const std::function<
 Work copy_work(void* to, const void* from, std::size_t bytes, Sides s) {
   return [=] {
     return at_its_turn(
+        {to, from},
         [&] {
           require_side(to, bytes, s.to_device, "the target of a copy");
           require_side(from, bytes, s.from_device, "the source of a copy");
@@ -98,7 +100,7 @@ cudaError_t fill(void* memory, int value, std::size_t bytes, cudaStream_t stream
   const auto check = [=] { require_side(memory, bytes, true, "the target of a fill"); };
   check();
   return submit(stream, [=] {
-    return at_its_turn(check, [=] {
+    return at_its_turn({memory}, check, [=] {
       std::memset(memory, value, bytes);
       mark_written(memory, bytes);
     });

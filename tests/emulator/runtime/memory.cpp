@@ -25,7 +25,6 @@ struct Heap {
   std::map<std::uintptr_t, Allocation> live;  // by address
   std::size_t used = 0;
   std::size_t limit = std::size_t{8} << 30;
-  int open = 0;  // Access objects alive
 };
 
 Heap& heap() {
@@ -61,7 +60,7 @@ void* allocate(std::size_t bytes, bool managed) {
     return nullptr;
   }
   std::memset(a.data, kPoison, mapped);
-  if (h.open == 0) protect(a, PROT_NONE);
+  protect(a, PROT_NONE);
   h.live.emplace(reinterpret_cast<std::uintptr_t>(a.data), a);
   h.used += mapped;
   // What the host writes to managed memory is not seen: all of it counts as written.
@@ -73,7 +72,7 @@ void* allocate(std::size_t bytes, bool managed) {
 /// by the runtime itself would hit; kernels are checked against the exact size.
 void release(const Allocation& a) {
   {
-    const Access access;
+    const Access access({a.data});
     for (std::size_t i = a.bytes; i < a.mapped; ++i) {
       if (a.data[i] == kPoison) continue;
       set_sticky_error(cudaErrorIllegalAddress);
@@ -111,13 +110,19 @@ const Allocation* find_allocation(const void* memory, std::size_t bytes) {
 }
 
 Access::Access() {
-  if (heap().open++ != 0) return;
-  for (const auto& [address, a] : heap().live) protect(a, PROT_READ | PROT_WRITE);
+  for (const auto& [address, a] : heap().live) open_.push_back(a);
+  for (const Allocation& a : open_) protect(a, PROT_READ | PROT_WRITE);
+}
+
+Access::Access(std::initializer_list<const void*> addresses) {
+  for (const void* address : addresses) {
+    if (const Allocation* a = find_allocation(address, 1)) open_.push_back(*a);
+  }
+  for (const Allocation& a : open_) protect(a, PROT_READ | PROT_WRITE);
 }
 
 Access::~Access() {
-  if (--heap().open != 0) return;
-  for (const auto& [address, a] : heap().live) protect(a, PROT_NONE);
+  for (const Allocation& a : open_) protect(a, PROT_NONE);
 }
 
 }  // namespace quarry::emulator::runtime

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstddef>
+#include <initializer_list>
+#include <vector>
 
 namespace quarry::emulator::runtime {
 
@@ -17,14 +19,19 @@ struct Allocation {
 /// The live allocation that [memory, memory + bytes) lies in, or nullptr.
 const Allocation* find_allocation(const void* memory, std::size_t bytes);
 
-/// While one lives, device memory can be read and written. Without one the pages are closed, so
-/// that host code that follows a device pointer crashes here as it would beside a real device.
+/// While one lives, device memory can be read and written: all of it, or the allocations that the
+/// given addresses lie in. Without one the pages are closed, so that host code that follows a
+/// device pointer crashes here as it would beside a real device. One at a time, under the lock.
 class Access {
  public:
   Access();
+  explicit Access(std::initializer_list<const void*> addresses);
   ~Access();
   Access(const Access&) = delete;
   Access& operator=(const Access&) = delete;
+
+ private:
+  std::vector<Allocation> open_;
 };
 
 }  // namespace quarry::emulator::runtime
