@@ -65,11 +65,12 @@ template <Space S, bool Transposed>
 void load_matrices(Warp& w, const Instruction& in, Mask lanes) {
   if (w.watch != 0)
     watch_access(w, in, lanes & static_cast<Mask>((uint64_t{1} << (8 * in.count)) - 1));
+  uint16_t cells[4][8][8];
+  for (unsigned i = 0; i < 8u * in.count; ++i) {
+    std::memcpy(cells[i / 8][i % 8], address<S>(w, in, i, 0, 16), 16);
+  }
   for (unsigned m = 0; m < in.count; ++m) {
-    uint16_t cell[8][8];
-    for (unsigned r = 0; r < 8; ++r) {
-      std::memcpy(cell[r], address<S>(w, in, 8 * m + r, 0, sizeof cell[r]), sizeof cell[r]);
-    }
+    const auto& cell = cells[m];
     auto* d = w.out<uint32_t>(in.to[m]);
     for (unsigned lane = 0; lane < kLanes; ++lane) {
       const unsigned row = lane / 4;

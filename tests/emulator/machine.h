@@ -118,12 +118,17 @@ enum class Special : uint8_t {
   local,
 };
 
+struct RegisterRange {
+  uint32_t begin = 0, bytes = 0, count = 0;  // bytes: of one register's lanes
+};
+
 // A kernel with everything resolved: what a launch runs.
 struct Program final : Kernel {
   std::string name;
   std::vector<Instruction> code;
   std::vector<std::byte> constants;
   size_t register_bytes = 0;
+  std::vector<RegisterRange> registers;  // as declared, before compact_registers()
   std::vector<std::pair<Special, uint32_t>> specials;  // and where their lanes begin
   std::vector<std::pair<size_t, size_t>> arguments;    // offset and size in the parameter buffer
   size_t argument_bytes = 0;
