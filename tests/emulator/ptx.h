@@ -59,4 +59,18 @@ void forget_memory(void* begin);
 // Tells the checks that the host (a copy, a memset) wrote these bytes.
 void mark_written(const void* begin, size_t bytes);
 
+// What is checked besides the bounds and alignment of shared memory, as QUARRY_EMULATOR_CHECK names
+// it: a list, with commas, of
+//   memory  global accesses lie inside registered memory
+//   init    no byte of registered or shared memory is read before it was written
+//   race    no two threads touch a byte of shared memory, one writing another value, without a
+//           barrier between (atomics are exempt among themselves)
+//   all     all of them
+// These two take the place of the environment from now on; memory registered earlier is not known
+// to checks that were off then.
+void set_checks(std::string_view checks);
+// QUARRY_EMULATOR_SEED: 0 runs blocks and warps in ascending order; another number mixes the order
+// of blocks and the length of warps' turns, so that a missing barrier shows.
+void set_seed(uint64_t seed);
+
 }  // namespace quarry::emulator
