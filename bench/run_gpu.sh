@@ -3,6 +3,7 @@
 #   bench/run_gpu.sh OUTDIR [tests] [sanitize] [replay] [bench]      (default: all four)
 # Uses the binaries of BUILD_DIR (default build/cuda-quick), built beforehand:
 #   cmake --preset cuda-quick && cmake --build --preset cuda-quick
+#   cmake --build --preset cuda-quick --target bench_select_peers     (if CUB is to be beside)
 # Exit status: 0 only if every part passed.
 set -u
 cd "$(dirname "$0")/.."
@@ -88,6 +89,7 @@ if has bench; then
       --benchmark_min_time="${MIN_TIME:-0.1}" --benchmark_out="$out/bench_$b.json" \
       --benchmark_out_format=json
   done
+  [ -x "$build/bin/bench_select_peers" ] && TAIL=30 run bench_select_peers timeout "${BENCH_SECONDS:-200}" "$build/bin/bench_select_peers"
 fi
 note "done: $([ $failed -eq 0 ] && echo 'all passed' || echo 'SOMETHING FAILED')"
 exit $failed
