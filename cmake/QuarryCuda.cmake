@@ -26,14 +26,35 @@ elseif(QUARRY_CUDA)
   set(QUARRY_HAS_CUDA ON)
 endif()
 
+# The kernels are interpreted (tests/emulator): nothing that is built so may be installed.
+if(QUARRY_CUDA_EMULATED)
+  if(NOT QUARRY_HAS_CUDA)
+    message(FATAL_ERROR "quarry: QUARRY_CUDA_EMULATED needs nvcc: ${QUARRY_CUDA_REASON}")
+  endif()
+  if(QUARRY_INSTALL OR QUARRY_SHARED)
+    message(FATAL_ERROR "quarry: QUARRY_CUDA_EMULATED is for tests alone; set QUARRY_INSTALL and "
+                        "QUARRY_SHARED to OFF")
+  endif()
+  if(NOT QUARRY_BUILD_TESTS)
+    message(FATAL_ERROR "quarry: QUARRY_CUDA_EMULATED needs QUARRY_BUILD_TESTS")
+  endif()
+endif()
+
 if(QUARRY_HAS_CUDA)
-  # Real code for each architecture, and PTX of the last for devices newer than all.
   set(architectures ${QUARRY_CUDA_ARCHITECTURES})
-  list(POP_BACK architectures newest)
-  list(TRANSFORM architectures APPEND "-real")
-  set(CMAKE_CUDA_ARCHITECTURES ${architectures} ${newest})
-  # The library names CUDA::cudart_static itself, so that consumers without the CUDA
-  # language link it too.
+  if(QUARRY_CUDA_EMULATED)
+    list(TRANSFORM architectures APPEND "-virtual")
+    set(CMAKE_CUDA_ARCHITECTURES ${architectures})
+    set(QUARRY_CUDART quarry_emulated_runtime)
+  else()
+    # Real code for each architecture, and PTX of the last for devices newer than all.
+    list(POP_BACK architectures newest)
+    list(TRANSFORM architectures APPEND "-real")
+    set(CMAKE_CUDA_ARCHITECTURES ${architectures} ${newest})
+    set(QUARRY_CUDART CUDA::cudart_static)
+  endif()
+  # The library names ${QUARRY_CUDART} itself, so that consumers without the CUDA language
+  # link it too.
   set(CMAKE_CUDA_RUNTIME_LIBRARY None)
   enable_language(CUDA)
   # CMake before 3.26 does not know that nvcc has C++20.
@@ -48,6 +69,9 @@ if(QUARRY_HAS_CUDA)
   find_package(CUDAToolkit REQUIRED)
   message(STATUS "quarry: CUDA backend ON (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, "
                  "architectures ${QUARRY_CUDA_ARCHITECTURES})")
+  if(QUARRY_CUDA_EMULATED)
+    message(STATUS "quarry: *** the CUDA device is EMULATED: for tests of results alone ***")
+  endif()
 else()
   message(STATUS "quarry: CUDA backend OFF (${QUARRY_CUDA_REASON})")
 endif()

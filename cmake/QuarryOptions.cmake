@@ -23,6 +23,9 @@ set_property(CACHE QUARRY_NVTX PROPERTY STRINGS AUTO ON OFF)
 set(QUARRY_CUDA_ARCHITECTURES "80;86;89;90;100;120"
     CACHE STRING "Compute capabilities to build; the last one also as PTX for newer devices")
 
+option(QUARRY_CUDA_EMULATED
+       "For tests alone: link the CUDA backend with an interpreter of its kernels, not with CUDA" OFF)
+
 if(PROJECT_IS_TOP_LEVEL)
   if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)

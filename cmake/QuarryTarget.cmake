@@ -16,6 +16,10 @@ function(quarry_target_defaults target)
   target_compile_options(${target} PRIVATE
     "$<$<COMPILE_LANGUAGE:CXX>:${quarry_warnings};-ffp-contract=off>"
     "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--extended-lambda;-Xcompiler=${quarry_cuda_host_warnings},-ffp-contract=off>")
+  if(QUARRY_CUDA_EMULATED)
+    # The emulated runtime finds the PTX in what nvcc embeds, uncompressed.
+    target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=none>")
+  endif()
   if(QUARRY_WERROR)
     target_compile_options(${target} PRIVATE
       "$<$<COMPILE_LANGUAGE:CXX>:-Werror>"
