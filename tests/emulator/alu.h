@@ -69,7 +69,7 @@ Handler quaternary(F) {
   };
 }
 
-// A predicate of two values; to[1], where `two`, is its complement... set by the caller's handler.
+// The lanes where f holds.
 template <class A, class F>
 Mask compare_lanes(const A* a, const A* b, Mask lanes, F f) {
   Mask result = 0;

@@ -206,8 +206,7 @@ uint32_t Decoder::add_register(unsigned bits, unsigned count) {
   const size_t begin = round_up(program_->register_bytes, bits == 1 ? sizeof(Mask) : 64);
   program_->register_bytes = begin + each * count;
   if (program_->register_bytes > UINT32_MAX) fail("too many registers");
-  program_->registers.push_back(
-      {static_cast<uint32_t>(begin), static_cast<uint32_t>(each), count});
+  program_->registers.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(each), count});
   return static_cast<uint32_t>(begin);
 }
 

@@ -16,6 +16,48 @@ double half_at(uint32_t word, unsigned which) {
   return widen_fast(static_cast<uint16_t>(word >> (16 * which)), F{});
 }
 
+// sums [16, 8] += a [16, K] b [K, 8]. A product of halves is exact in double, so fused or not is
+// one.
+template <unsigned K>
+inline __attribute__((always_inline)) void accumulate_rows(double (*sums)[kColumns],
+                                                           const double (*a)[K],
+                                                           const double (*b)[kColumns]) {
+  typedef double Four __attribute__((vector_size(32)));  // NOLINT(modernize-use-using)
+  for (unsigned row = 0; row < kRows; ++row) {
+    Four low;
+    Four high;
+    std::memcpy(&low, sums[row], sizeof low);
+    std::memcpy(&high, sums[row] + 4, sizeof high);
+    for (unsigned k = 0; k < K; ++k) {
+      Four b_low;
+      Four b_high;
+      std::memcpy(&b_low, b[k], sizeof b_low);
+      std::memcpy(&b_high, b[k] + 4, sizeof b_high);
+      low += a[row][k] * b_low;
+      high += a[row][k] * b_high;
+    }
+    std::memcpy(sums[row], &low, sizeof low);
+    std::memcpy(sums[row] + 4, &high, sizeof high);
+  }
+}
+
+#if defined(__x86_64__)
+template <unsigned K>
+__attribute__((target("avx2"))) void accumulate_wide(double (*sums)[kColumns], const double (*a)[K],
+                                                     const double (*b)[kColumns]) {
+  accumulate_rows<K>(sums, a, b);
+}
+#endif
+
+template <unsigned K>
+void accumulate(double (*sums)[kColumns], const double (*a)[K], const double (*b)[kColumns]) {
+#if defined(__x86_64__)
+  static const bool wide = __builtin_cpu_supports("avx2") != 0;
+  if (wide) return accumulate_wide<K>(sums, a, b);
+#endif
+  accumulate_rows<K>(sums, a, b);
+}
+
 // to: d[4]; from: a (K / 4 registers), b (K / 8), c (4). Lane l = 4 * g + t holds, of A, rows g
 // and g + 8 at columns 2t, 2t + 1 (and 8 further); of B those rows of column g; of C and D rows g
 // and g + 8 at columns 2t, 2t + 1.
@@ -49,11 +91,7 @@ void multiply(Warp& w, const Instruction& in, Mask /*lanes*/) {
     sums[row][column] =
         std::bit_cast<float>(w.in<uint32_t>(in.from[a_registers + b_registers + r])[lane]);
   });
-  for (unsigned row = 0; row < kRows; ++row) {
-    for (unsigned k = 0; k < K; ++k) {
-      for (unsigned n = 0; n < kColumns; ++n) sums[row][n] += a[row][k] * b[k][n];
-    }
-  }
+  accumulate<K>(sums, a, b);
   each_result([&](unsigned lane, unsigned r, unsigned row, unsigned column) {
     const auto out = static_cast<float>(sums[row][column]);
     w.out<uint32_t>(in.to[r])[lane] = out != out ? 0x7FFFFFFFu : std::bit_cast<uint32_t>(out);

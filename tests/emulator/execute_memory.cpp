@@ -63,10 +63,19 @@ namespace {
 template <class M, class R, Space S>
 void load(Warp& w, const Instruction& in, Mask lanes) {
   if (w.watch != 0) watch_access(w, in, lanes);
-  const size_t bytes = sizeof(M) * in.count;
+  const Places<S> place(w, in, 0, sizeof(M) * in.count);
+  if (in.count == 1) {
+    R* d = w.out<R>(in.to[0]);
+    each_lane(lanes, [=](unsigned i) {
+      M value;
+      std::memcpy(&value, place(i), sizeof(M));
+      d[i] = static_cast<R>(value);
+    });
+    return;
+  }
   for (Mask rest = lanes; rest != 0; rest &= rest - 1) {
     const auto i = static_cast<unsigned>(std::countr_zero(rest));
-    const std::byte* p = address<S>(w, in, i, 0, bytes);
+    const std::byte* p = place(i);
     for (unsigned k = 0; k < in.count; ++k) {
       M value;
       std::memcpy(&value, p + k * sizeof(M), sizeof(M));
@@ -75,14 +84,14 @@ void load(Warp& w, const Instruction& in, Mask lanes) {
   }
 }
 
-// from[0] is the address, from[1...] the values.
+// from[0] is the address, from[1...] the values. In lane order: the last one stays.
 template <class M, class R, Space S>
 void store(Warp& w, const Instruction& in, Mask lanes) {
   if (w.watch != 0) watch_access(w, in, lanes);
-  const size_t bytes = sizeof(M) * in.count;
+  const Places<S> place(w, in, 0, sizeof(M) * in.count);
   for (Mask rest = lanes; rest != 0; rest &= rest - 1) {
     const auto i = static_cast<unsigned>(std::countr_zero(rest));
-    std::byte* p = address<S>(w, in, i, 0, bytes);
+    std::byte* p = place(i);
     for (unsigned k = 0; k < in.count; ++k) {
       const auto value = static_cast<M>(w.in<R>(in.from[1 + k])[i]);
       std::memcpy(p + k * sizeof(M), &value, sizeof(M));

@@ -276,8 +276,9 @@ void run(const Kernel& kernel, const Launch& launch) {
   grid.launch = launch;
   grid.watch = watch_wanted();
   grid.shared_bytes = program.dynamic_shared_base + launch.dynamic_shared;
-  grid.counters = counters_of(program.name);
-  if (grid.counters != nullptr) ++grid.counters->launches;
+  Counters counters;
+  counters.launches = 1;
+  grid.counters = &counters;
   grid.parameters.resize(program.argument_bytes + 16);
   for (size_t i = 0; i < program.arguments.size(); ++i) {
     const auto& [at, bytes] = program.arguments[i];
@@ -323,6 +324,7 @@ void run(const Kernel& kernel, const Launch& launch) {
       }
     }
   }
+  if ((grid.watch & kWatchCount) != 0) add_counters(program.name, counters);
 }
 
 }  // namespace quarry::emulator

@@ -128,7 +128,7 @@ struct Program final : Kernel {
   std::vector<Instruction> code;
   std::vector<std::byte> constants;
   size_t register_bytes = 0;
-  std::vector<RegisterRange> registers;  // as declared, before compact_registers()
+  std::vector<RegisterRange> registers;                // as declared, before compact_registers()
   std::vector<std::pair<Special, uint32_t>> specials;  // and where their lanes begin
   std::vector<std::pair<size_t, size_t>> arguments;    // offset and size in the parameter buffer
   size_t argument_bytes = 0;
@@ -260,8 +260,8 @@ void watch_access(Warp& warp, const Instruction& in, Mask lanes);
 // As the environment or set_checks() and set_seed() have it.
 unsigned watch_wanted();
 uint64_t seed_wanted();
-// The counters of a kernel's name; written to the statistics file at exit.
-Counters* counters_of(const std::string& name);
+// To those of the kernel's name, which are written to the statistics file at exit.
+void add_counters(const std::string& name, const Counters& more);
 
 // Runs a warp until it waits, is done, or has run `budget` instructions.
 void turn(Warp& warp, uint64_t budget);

@@ -18,35 +18,57 @@ std::byte* generic_shared_address(Warp& warp, const Instruction& in, unsigned la
 [[noreturn]] void bad_address(const Warp& warp, const Instruction& in, unsigned lane, uint64_t at,
                               size_t bytes);
 
-inline uint64_t address_value(const Warp& w, const Instruction& in, unsigned lane,
-                              unsigned operand) {
-  const auto offset = static_cast<uint64_t>(in.offset);
-  if (in.wide_address) return w.in<uint64_t>(in.from[operand])[lane] + offset;
-  return static_cast<uint32_t>(w.in<uint32_t>(in.from[operand])[lane] + offset);
-}
+// Where the lanes of one access lie: what does not change from lane to lane is fetched once.
+// `bytes` is a power of two.
+template <Space S>
+class Places {
+ public:
+  Places(Warp& w, const Instruction& in, unsigned operand, size_t bytes)
+      : w_(w),
+        in_(in),
+        bytes_(bytes),
+        narrow_(in.wide_address ? nullptr : w.in<uint32_t>(in.from[operand])),
+        wide_(in.wide_address ? w.in<uint64_t>(in.from[operand]) : nullptr),
+        offset_(static_cast<uint64_t>(in.offset)),
+        shared_(w.block->shared),
+        begin_(reinterpret_cast<uint64_t>(w.block->cluster->begin)),
+        extent_(w.block->cluster->stride * w.block->cluster->blocks.size()) {
+    const size_t size = w.block->cluster->grid->shared_bytes;
+    fits_ = size >= bytes;
+    last_ = size - bytes;
+  }
+
+  std::byte* operator()(unsigned lane) const {
+    const uint64_t at =
+        narrow_ != nullptr ? static_cast<uint32_t>(narrow_[lane] + offset_) : wide_[lane] + offset_;
+    if constexpr (S == Space::shared) {
+      const uint64_t offset = at - kOwnWindow;
+      if (fits_ && offset <= last_ && (offset & (bytes_ - 1)) == 0) return shared_ + offset;
+      return shared_address(w_, in_, lane, at, bytes_);
+    }
+    if constexpr (S == Space::generic) {
+      if (at - begin_ < extent_) return generic_shared_address(w_, in_, lane, at, bytes_);
+    }
+    if (at < 65536 || (at & (bytes_ - 1)) != 0) bad_address(w_, in_, lane, at, bytes_);
+    return reinterpret_cast<std::byte*>(at);
+  }
+
+ private:
+  Warp& w_;
+  const Instruction& in_;
+  size_t bytes_;
+  const uint32_t* narrow_;
+  const uint64_t* wide_;
+  uint64_t offset_;
+  std::byte* shared_;
+  uint64_t begin_, extent_;
+  size_t last_ = 0;
+  bool fits_ = false;
+};
 
 template <Space S>
-inline std::byte* address(Warp& w, const Instruction& in, unsigned lane, unsigned operand,
-                          size_t bytes) {
-  const uint64_t at = address_value(w, in, lane, operand);
-  if constexpr (S == Space::shared) {
-    const Cluster& cluster = *w.block->cluster;
-    const uint64_t offset = at - kOwnWindow;
-    const size_t size = cluster.grid->shared_bytes;
-    if (offset < size && size - offset >= bytes && at % bytes == 0) {
-      return w.block->shared + offset;
-    }
-    return shared_address(w, in, lane, at, bytes);
-  }
-  if constexpr (S == Space::generic) {
-    const Cluster& cluster = *w.block->cluster;
-    const uint64_t offset = at - reinterpret_cast<uint64_t>(cluster.begin);
-    if (offset < cluster.stride * cluster.blocks.size()) {
-      return generic_shared_address(w, in, lane, at, bytes);
-    }
-  }
-  if (at < 65536 || at % bytes != 0) bad_address(w, in, lane, at, bytes);
-  return reinterpret_cast<std::byte*>(at);
+std::byte* address(Warp& w, const Instruction& in, unsigned lane, unsigned operand, size_t bytes) {
+  return Places<S>(w, in, operand, bytes)(lane);
 }
 
 }  // namespace quarry::emulator

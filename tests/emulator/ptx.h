@@ -72,5 +72,9 @@ void set_checks(std::string_view checks);
 // QUARRY_EMULATOR_SEED: 0 runs blocks and warps in ascending order; another number mixes the order
 // of blocks and the length of warps' turns, so that a missing barrier shows.
 void set_seed(uint64_t seed);
+// QUARRY_EMULATOR_STATISTICS=FILE: at exit a line a kernel is appended to FILE: launches,
+// instructions of warps and lanes, instructions on shared memory and the wavefronts they would take
+// (more than one each where banks conflict or accesses are wide), sectors of 32 bytes of global
+// memory read and written, each counted once an instruction.
 
 }  // namespace quarry::emulator
