@@ -169,11 +169,14 @@ inline Status from_c(const quarry_config* given, IndexerConfig* out) {
   return {};
 }
 
-inline Status from_c(const quarry_key_view& k, KeyView* out) {
+/// The view of an args struct, which has grown members of its own for what the view cannot.
+template <typename Args>
+Status keys_from_c(const Args& a, KeyView* out) {
+  const quarry_key_view& k = a.keys;
   const Choice choices[] = {{"reserved", k.reserved, 0}};
   if (Status s = check_choices("keys", choices); !s.ok()) return s;
-  *out = {k.data,        static_cast<DType>(k.dtype), k.page_stride, k.slot_stride, k.head_stride,
-          k.block_table, k.block_table_stride};
+  *out = {k.data,        static_cast<DType>(k.dtype), k.page_stride, k.slot_stride,   k.head_stride,
+          k.block_table, k.block_table_stride,        a.key_scales,  a.num_key_scales};
   return {};
 }
 
@@ -195,9 +198,10 @@ inline Status from_c(const quarry_build_args* given, BuildArgs* out) {
   quarry_build_args a;
   quarry_build_args_init(&a);
   if (Status s = take("args", given, &a); !s.ok()) return s;
-  const Choice choices[] = {{"retrain", a.retrain, 1}, {"reserved", a.reserved, 0}};
+  const Choice choices[] = {
+      {"retrain", a.retrain, 1}, {"reserved", a.reserved, 0}, {"reserved_2", a.reserved_2, 0}};
   if (Status s = check_choices("args", choices); !s.ok()) return s;
-  if (Status s = from_c(a.keys, &out->keys); !s.ok()) return s;
+  if (Status s = keys_from_c(a, &out->keys); !s.ok()) return s;
   out->slot = a.slot;
   out->length = a.length;
   out->workspace = from_c(a.workspace);
@@ -212,7 +216,9 @@ inline Status from_c(const quarry_next_args* given, NextArgs* out) {
   quarry_next_args a;
   quarry_next_args_init(&a);
   if (Status s = take("args", given, &a); !s.ok()) return s;
-  if (Status s = from_c(a.keys, &out->keys); !s.ok()) return s;
+  const Choice choices[] = {{"reserved", a.reserved, 0}};
+  if (Status s = check_choices("args", choices); !s.ok()) return s;
+  if (Status s = keys_from_c(a, &out->keys); !s.ok()) return s;
   if (Status s = from_c(a.queries, &out->queries); !s.ok()) return s;
   out->batch = from_c(a.batch);
   out->workspace = from_c(a.workspace);
@@ -234,7 +240,9 @@ inline Status from_c(const quarry_append_args* given, AppendArgs* out) {
   quarry_append_args a;
   quarry_append_args_init(&a);
   if (Status s = take("args", given, &a); !s.ok()) return s;
-  if (Status s = from_c(a.keys, &out->keys); !s.ok()) return s;
+  const Choice choices[] = {{"reserved", a.reserved, 0}};
+  if (Status s = check_choices("args", choices); !s.ok()) return s;
+  if (Status s = keys_from_c(a, &out->keys); !s.ok()) return s;
   out->batch = from_c(a.batch);
   out->workspace = from_c(a.workspace);
   out->device_status = a.device_status;
@@ -255,9 +263,9 @@ inline Status from_c(const quarry_stats_args* given, StatsArgs* out) {
   quarry_stats_args a;
   quarry_stats_args_init(&a);
   if (Status s = take("args", given, &a); !s.ok()) return s;
-  const Choice choices[] = {{"reserved", a.reserved, 0}};
+  const Choice choices[] = {{"reserved", a.reserved, 0}, {"reserved_2", a.reserved_2, 0}};
   if (Status s = check_choices("args", choices); !s.ok()) return s;
-  if (Status s = from_c(a.keys, &out->keys); !s.ok()) return s;
+  if (Status s = keys_from_c(a, &out->keys); !s.ok()) return s;
   if (Status s = from_c(a.queries, &out->queries); !s.ok()) return s;
   out->batch = from_c(a.batch);
   out->workspace = from_c(a.workspace);

@@ -80,10 +80,15 @@ class Residuals {
     return {trace, i - before + config_.encode_from};
   }
 
+  static float scale_of(const HostVectors& v, std::int32_t head) {
+    return v.scales == nullptr ? 1.0f : v.scales[v.num_scales == 1 ? 0 : head];
+  }
+
   void load(const HostVectors& v, std::int64_t row, std::int32_t head, float* out) const {
     const std::int64_t at = row * v.row_stride + head * v.head_stride;
+    const float scale = scale_of(v, head);
     for (std::int32_t j = 0; j < config_.head_dim; ++j) {
-      out[j] = load_element(v.data, v.dtype, at + j);
+      out[j] = scaled_element(v.data, v.dtype, scale, at + j);
     }
   }
 
@@ -93,11 +98,12 @@ class Residuals {
     const std::int64_t end = (block + 1) * config_.block_size;
     const std::int64_t first =
         std::max<std::int64_t>(block * config_.block_size, config_.encode_from);
+    const float scale = scale_of(keys, head);
     for (std::int32_t j = 0; j < config_.head_dim; ++j) {
       float sum = 0;
       for (std::int64_t p = first; p < end; ++p) {
         const std::int64_t at = p * keys.row_stride + head * keys.head_stride + j;
-        sum += load_element(keys.data, keys.dtype, at);
+        sum += scaled_element(keys.data, keys.dtype, scale, at);
       }
       alignas(float) std::byte stored[sizeof(float)];
       store_element(stored, config_.mean_dtype, 0, sum / static_cast<float>(end - first));
@@ -116,7 +122,7 @@ Status check(const IndexerConfig& c, const std::vector<CalibrationTrace>& traces
   for (std::size_t i = 0; i < traces.size(); ++i) {
     const CalibrationTrace& t = traces[i];
     const std::string name = "traces[" + std::to_string(i) + "].";
-    if (Status s = check_vectors((name + "keys").c_str(), t.keys, c.num_kv_heads, c.head_dim);
+    if (Status s = check_vectors((name + "keys").c_str(), t.keys, c.num_kv_heads, c.head_dim, true);
         !s.ok()) {
       return s;
     }
@@ -428,10 +434,11 @@ Status run(const IndexerConfig& config, const std::vector<CalibrationTrace>& tra
 
 }  // namespace
 
-Status check_vectors(const char* name, const HostVectors& v, std::int64_t heads, std::int64_t d) {
+Status check_vectors(const char* name, const HostVectors& v, std::int64_t heads, std::int64_t d,
+                     bool keys) {
   const auto dtype = static_cast<std::int32_t>(v.dtype);
   const bool shaped = v.count >= 0 && v.row_stride >= d && v.head_stride >= (heads > 1 ? d : 0);
-  if (dtype < 0 || dtype > 2 || !shaped || (v.data == nullptr && v.count > 0)) {
+  if (dtype < 0 || dtype > (keys ? 3 : 2) || !shaped || (v.data == nullptr && v.count > 0)) {
     return Status(StatusCode::invalid_argument,
                   "%s: data %p, dtype %d, count %lld, row_stride %lld, head_stride %lld do not "
                   "fit %lld heads of %lld",
@@ -439,7 +446,14 @@ Status check_vectors(const char* name, const HostVectors& v, std::int64_t heads,
                   static_cast<long long>(v.row_stride), static_cast<long long>(v.head_stride),
                   static_cast<long long>(heads), static_cast<long long>(d));
   }
-  return {};
+  const bool none = v.scales == nullptr && v.num_scales == 0;
+  const bool fit = v.scales != nullptr && v.dtype == DType::float8_e4m3 &&
+                   (v.num_scales == 1 || v.num_scales == heads);
+  if (none || fit) return {};
+  return Status(StatusCode::invalid_argument,
+                "%s: scales %p, num_scales %d do not fit %lld heads of %s", name,
+                static_cast<const void*>(v.scales), v.num_scales, static_cast<long long>(heads),
+                to_string(v.dtype));
 }
 
 Status calibrate(const IndexerConfig& config, const std::vector<CalibrationTrace>& traces,

@@ -72,6 +72,15 @@ QUARRY_HD inline float float8_to_float(std::uint8_t h) {
   return bits_to_float(sign | float_to_bits(magnitude));
 }
 
+/// The same by one multiplication, for where subnormal float32 are not flushed: E4M3's bits in
+/// float32's place are 2^-120 of the value, subnormals included.
+QUARRY_HD inline float float8_to_float_by_product(std::uint8_t h) {
+  const std::uint32_t rest = h & 0x7fu;
+  const std::uint32_t small = static_cast<std::uint32_t>(h & 0x80u) << 24 | rest << 20;
+  const float value = bits_to_float(small) * 0x1p120f;
+  return rest == 0x7fu ? bits_to_float(0x7fc00000u) : value;
+}
+
 /// Saturates at +-448; infinities become NaN, for E4M3 has none.
 QUARRY_HD inline std::uint8_t float_to_float8(float f) {
   const std::uint32_t u = float_to_bits(f);
@@ -95,6 +104,12 @@ QUARRY_HD inline float load_element(const void* data, DType dtype, std::int64_t 
     return float8_to_float(static_cast<const std::uint8_t*>(data)[i]);
   const std::uint16_t bits = static_cast<const std::uint16_t*>(data)[i];
   return dtype == DType::float16 ? half_to_float(bits) : bfloat16_to_float(bits);
+}
+
+/// The same of a key cache or what may hold one: float8_e4m3 times `scale`, rounded once.
+QUARRY_HD inline float scaled_element(const void* data, DType dtype, float scale, std::int64_t i) {
+  const float value = load_element(data, dtype, i);
+  return dtype == DType::float8_e4m3 ? value * scale : value;
 }
 
 /// Narrows and stores; what a reader of element i then sees is load_element().

@@ -48,7 +48,9 @@ class MomentSum {
   std::int64_t filled_ = 0;
 };
 
-/// Refuses vectors whose members do not fit `heads` of `d`; `name` says whose they are.
-Status check_vectors(const char* name, const HostVectors& v, std::int64_t heads, std::int64_t d);
+/// Refuses vectors whose members do not fit `heads` of `d`; `name` says whose they are. `keys`:
+/// they may be float8_e4m3.
+Status check_vectors(const char* name, const HostVectors& v, std::int64_t heads, std::int64_t d,
+                     bool keys = false);
 
 }  // namespace quarry

@@ -417,6 +417,11 @@ QUARRY_HD inline std::int64_t key_offset(const IndexView& ix, const KeyView& key
          head * keys.head_stride;
 }
 
+/// What the elements of a KV head's keys are multiplied by: see KeyView.
+QUARRY_HD inline float key_scale(const KeyView& keys, std::int32_t head) {
+  return keys.scales == nullptr ? 1.0f : keys.scales[keys.num_scales == 1 ? 0 : head];
+}
+
 /// Which codebook a slot uses.
 QUARRY_HD inline std::int32_t codebook_of(const IndexView& ix, std::int32_t slot) {
   return ix.codebook_slots == 1 ? 0 : slot;

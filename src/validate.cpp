@@ -12,11 +12,32 @@ Status out_of_range(const char* name, long long value, long long low, long long 
   return Status(StatusCode::out_of_range, "%s is %lld, must be %lld..%lld", name, value, low, high);
 }
 
-Status check_dtype(const char* name, DType dtype) {
+/// `keys`: float8_e4m3 will do.
+Status check_dtype(const char* name, DType dtype, bool keys) {
   const auto value = static_cast<std::int32_t>(dtype);
-  if (value >= 0 && value <= 2) return {};
-  return Status(StatusCode::invalid_argument,
-                "%s is %d, must be 0 (float32), 1 (float16) or 2 (bfloat16)", name, value);
+  if (value >= 0 && value <= (keys ? 3 : 2)) return {};
+  return Status(StatusCode::invalid_argument, "%s is %d, must be 0 (float32), 1 (float16)%s", name,
+                value, keys ? ", 2 (bfloat16) or 3 (float8_e4m3)" : " or 2 (bfloat16)");
+}
+
+/// A scale belongs to float8_e4m3: one of all keys, or one a KV head.
+Status check_scales(const KeyView& keys, std::int32_t kv_heads) {
+  if (keys.scales == nullptr) {
+    if (keys.num_scales == 0) return {};
+    return Status(StatusCode::invalid_argument,
+                  "keys.num_scales is %d, must be 0 where keys.scales is null", keys.num_scales);
+  }
+  if (keys.dtype != DType::float8_e4m3) {
+    return Status(StatusCode::invalid_argument,
+                  "keys.scales is given, must be null where keys.dtype is %s",
+                  to_string(keys.dtype));
+  }
+  if (keys.num_scales != 1 && keys.num_scales != kv_heads) {
+    return Status(StatusCode::invalid_argument,
+                  "keys.num_scales is %d, must be 1 or num_kv_heads, which is %d", keys.num_scales,
+                  kv_heads);
+  }
+  return check_pointer("keys.scales", keys.scales, 4);
 }
 
 /// One dimension of a strided view: rows of d must not overlap.
@@ -143,7 +164,7 @@ Status check_optional(const char* name, const void* pointer, std::size_t alignme
 }
 
 Status check_queries(const IndexerConfig& config, const Batch& batch, const QueryView& q) noexcept {
-  if (Status s = check_dtype("queries.dtype", q.dtype); !s.ok()) return s;
+  if (Status s = check_dtype("queries.dtype", q.dtype, false); !s.ok()) return s;
   if (Status s =
           check_pointer("queries.data", q.data, static_cast<std::size_t>(dtype_size(q.dtype)));
       !s.ok()) {
@@ -164,7 +185,7 @@ Status check_stride(const char* name, std::int64_t stride, std::int64_t least) n
 Status check_keys(const Plan& plan, const KeyView& keys, std::int32_t positions,
                   bool batched) noexcept {
   const IndexView& v = plan.view;
-  if (Status s = check_dtype("keys.dtype", keys.dtype); !s.ok()) return s;
+  if (Status s = check_dtype("keys.dtype", keys.dtype, true); !s.ok()) return s;
   if (Status s =
           check_pointer("keys.data", keys.data, static_cast<std::size_t>(dtype_size(keys.dtype)));
       !s.ok()) {
@@ -174,6 +195,7 @@ Status check_keys(const Plan& plan, const KeyView& keys, std::int32_t positions,
                       {"slot_stride", keys.slot_stride, v.page_size},
                       {"head_stride", keys.head_stride, v.num_kv_heads}};
   if (Status s = check_dims("keys", dims, v.head_dim); !s.ok()) return s;
+  if (Status s = check_scales(keys, v.num_kv_heads); !s.ok()) return s;
   if (!plan.paged) {
     if (keys.block_table == nullptr) return {};
     return Status(StatusCode::invalid_argument,

@@ -21,6 +21,10 @@ HostVectors vectors(const TypedArray& array, std::int32_t count, std::int32_t he
 CalibrationTrace view(const Trace& trace, bool all_queries, std::int32_t positions) {
   CalibrationTrace out;
   out.keys = vectors(trace.k, positions, trace.hkv, trace.d);
+  if (!trace.k_scale.empty()) {
+    out.keys.scales = trace.k_scale.data();
+    out.keys.num_scales = static_cast<std::int32_t>(trace.k_scale.size());
+  }
   if (!trace.q_train.empty()) {
     out.queries.push_back(vectors(trace.q_train, trace.train_queries, trace.hq, trace.d));
   }

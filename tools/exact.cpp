@@ -83,7 +83,7 @@ ExactAttention::ExactAttention(const Trace& trace)
     : n_(trace.n), hq_(trace.hq), hkv_(trace.hkv), d_(trace.d), q_pos_(trace.q_pos) {
   const auto n = static_cast<std::size_t>(n_), hkv = static_cast<std::size_t>(hkv_),
              d = static_cast<std::size_t>(d_);
-  keys_ = by_head(widen(trace.k), n, hkv, d);
+  keys_ = by_head(widen_keys(trace), n, hkv, d);
   if (!trace.v.empty()) values_ = by_head(widen(trace.v), n, hkv, d);
   queries_ = widen(trace.q);
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "error.h"
 #include "trace_file.h"
@@ -24,8 +25,31 @@ TraceFile reopen(const std::string& path, const Trace& header) {
   return file;
 }
 
+/// The type in which a trace's keys are held.
+DType held_dtype(const Trace& header) {
+  return header.k.dtype == DType::float8_e4m3 ? DType::float32 : header.k.dtype;
+}
+
 std::int64_t key_row_bytes(const Trace& header) {
-  return std::int64_t{header.hkv} * header.d * dtype_size(header.k.dtype);
+  return std::int64_t{header.hkv} * header.d * dtype_size(held_dtype(header));
+}
+
+/// Positions first .. first + count - 1 of k, as they are held.
+void read_held(TraceFile& file, std::int64_t first, std::int64_t count, std::byte* out) {
+  const Trace& header = file.header();
+  if (header.k.dtype != DType::float8_e4m3) return file.read_keys(first, count, out);
+  constexpr std::int64_t kPart = 256;
+  const std::int64_t row = std::int64_t{header.hkv} * header.d;
+  std::vector<std::byte> bytes(static_cast<std::size_t>(kPart * row));
+  std::vector<float> values(bytes.size());
+  for (std::int64_t done = 0; done < count; done += kPart) {
+    const std::int64_t some = std::min(count - done, kPart);
+    file.read_keys(first + done, some, bytes.data());
+    widen_keys(header, bytes.data(), some, values.data());
+    const auto size = static_cast<std::size_t>(some * row) * sizeof(float);
+    std::memcpy(out, values.data(), size);
+    out += size;
+  }
 }
 
 /// The blocks of a trace that may be held: whole, and without a position that is not encoded.
@@ -54,9 +78,10 @@ void read_whole(const std::vector<std::string>& paths, const std::vector<Trace>&
                 KeySample* out) {
   for (std::size_t t = 0; t < paths.size(); ++t) {
     TypedArray array;
-    array.dtype = headers[t].k.dtype;
+    array.dtype = held_dtype(headers[t]);
     array.bytes.resize(static_cast<std::size_t>(headers[t].n * key_row_bytes(headers[t])));
-    reopen(paths[t], headers[t]).read_keys(0, headers[t].n, array.bytes.data());
+    TraceFile file = reopen(paths[t], headers[t]);
+    read_held(file, 0, headers[t].n, array.bytes.data());
     out->arrays.push_back(std::move(array));
     add_view(headers[t], out);
   }
@@ -83,7 +108,7 @@ void read_some(const IndexerConfig& c, const std::vector<std::string>& paths,
     return static_cast<std::size_t>(size * key_row_bytes(headers[t]));
   };
   for_each([&](std::size_t t, std::int64_t) {
-    bytes[static_cast<std::size_t>(headers[t].k.dtype)] += block_bytes(t);
+    bytes[static_cast<std::size_t>(held_dtype(headers[t]))] += block_bytes(t);
   });
   for (std::size_t i = 0; i < arrays.size(); ++i) {
     arrays[i].dtype = static_cast<DType>(i);
@@ -98,8 +123,8 @@ void read_some(const IndexerConfig& c, const std::vector<std::string>& paths,
       file.push_back(reopen(paths[t], headers[t]));
       open = t;
     }
-    const auto dtype = static_cast<std::size_t>(headers[t].k.dtype);
-    file.front().read_keys(position, size, arrays[dtype].bytes.data() + at[dtype]);
+    const auto dtype = static_cast<std::size_t>(held_dtype(headers[t]));
+    read_held(file.front(), position, size, arrays[dtype].bytes.data() + at[dtype]);
     at[dtype] += block_bytes(t);
   });
   for (TypedArray& array : arrays) {

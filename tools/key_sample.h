@@ -32,7 +32,8 @@ struct KeySample {
 /// blocks evenly spaced over all traces' whole blocks that hold no position below encode_from
 /// (runs of 64 positions where the configuration has no blocks), in their order, those of
 /// traces of one dtype as one sequence. `headers` are the traces'; `config` is resolved.
-/// Holds max_keys * Hkv * d elements at the most. Throws BadInput.
+/// Holds max_keys * Hkv * d elements at the most; float8_e4m3 ones, whose scales may differ, as
+/// the float32 that they are. Throws BadInput.
 KeySample read_keys(const IndexerConfig& config, const std::vector<std::string>& paths,
                     const std::vector<Trace>& headers, std::int64_t max_keys);
 

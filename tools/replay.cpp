@@ -66,6 +66,7 @@ class Engine {
     result.dense_limit = std::max(c.dense_threshold, c.sink_size + c.heavy_size + c.window_size);
 
     cache_ = memory(trace.k.bytes.size());
+    key_scales_ = floats(trace.k_scale);
     queries_ = memory(trace.q.bytes.size());
     queries_.upload(trace.q.bytes.data(), trace.q.bytes.size());
     workspace_ =
@@ -255,6 +256,10 @@ class Engine {
     KeyView view;
     view.data = cache_.as<void>();
     view.dtype = trace_.k.dtype;
+    if (!trace_.k_scale.empty()) {
+      view.scales = key_scales_.as<float>();
+      view.num_scales = static_cast<std::int32_t>(trace_.k_scale.size());
+    }
     view.head_stride = trace_.d;
     view.slot_stride = static_cast<std::int64_t>(trace_.hkv) * trace_.d;
     view.page_stride = view.slot_stride * trace_.n;
@@ -268,7 +273,8 @@ class Engine {
   ReplayResult& result_;
   DeviceQueue queue_;
   Indexer indexer_;
-  DeviceMemory cache_, queries_, workspace_, length_, device_status_, list_, list_length_;
+  DeviceMemory cache_, key_scales_, queries_, workspace_, length_, device_status_, list_,
+      list_length_;
   DeviceMemory rotation_, query_rotation_;
   std::optional<LiveStats> live_;
   bool built_ = false;

@@ -19,7 +19,7 @@ class Loader {
 
   Trace load(bool values) {
     Trace trace = file_.header();
-    trace.k = file_.floats("k", {trace.n, trace.hkv, trace.d});
+    trace.k = file_.keys();
     trace.q = file_.floats("q", {trace.queries, trace.hq, trace.d});
     file_.read_positions(&trace.q_pos);
     if (values && file_.find("v") != nullptr) {
@@ -72,6 +72,25 @@ std::vector<float> widen(const TypedArray& array) {
   for (std::size_t i = 0; i < count; ++i) {
     out[i] = load_element(array.bytes.data(), array.dtype, static_cast<std::int64_t>(i));
   }
+  return out;
+}
+
+void widen_keys(const Trace& trace, const void* from, std::int64_t count, float* out) {
+  const std::int64_t d = trace.d, rows = count * trace.hkv;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::size_t scales = trace.k_scale.size();
+    const auto head = static_cast<std::size_t>(row % trace.hkv);
+    const float scale = scales == 0 ? 1.0f : trace.k_scale[scales == 1 ? 0 : head];
+    for (std::int64_t i = row * d; i < (row + 1) * d; ++i) {
+      out[i] = scaled_element(from, trace.k.dtype, scale, i);
+    }
+  }
+}
+
+std::vector<float> widen_keys(const Trace& trace) {
+  std::vector<float> out(trace.k.bytes.size() /
+                         static_cast<std::size_t>(dtype_size(trace.k.dtype)));
+  widen_keys(trace, trace.k.bytes.data(), trace.n, out.data());
   return out;
 }
 

@@ -40,7 +40,8 @@ struct Trace {
   std::int32_t d = 0;        ///< head dimension
   std::int32_t queries = 0;  ///< T, at least 1
 
-  TypedArray k;                     ///< [n, hkv, d]
+  TypedArray k;                     ///< [n, hkv, d], float8_e4m3 or what else a trace may hold
+  std::vector<float> k_scale;       ///< of float8_e4m3 keys: none, 1, or hkv
   TypedArray q;                     ///< [T, hq, d]
   std::vector<std::int32_t> q_pos;  ///< [T], strictly ascending, 0 .. n-1
   TypedArray v;                     ///< [n, hkv, d], optional
@@ -58,5 +59,11 @@ Trace load_trace(const std::string& path, bool values = true);
 
 /// All elements as float32 (exact for every dtype a trace may have).
 std::vector<float> widen(const TypedArray& array);
+
+/// The keys' values: float32(k), or float32(k) * k_scale rounded once.
+std::vector<float> widen_keys(const Trace& trace);
+
+/// The same of `count` positions of k at `from`, as the file holds them, to out[count][hkv][d].
+void widen_keys(const Trace& trace, const void* from, std::int64_t count, float* out);
 
 }  // namespace quarry::tools

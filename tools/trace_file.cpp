@@ -15,6 +15,7 @@ constexpr std::int64_t kAny = -1;  // an extent that the caller checks or takes
 TraceFile::TraceFile(const std::string& path) : file_(path) {
   header_.metadata = file_.metadata();
   check_keys_and_queries();
+  read_key_scale();
   const TensorInfo& positions = require("q_pos");
   if (positions.dtype != "I32") refuse("q_pos: is " + describe(positions) + ", expected I32");
   check_shape(positions, {header_.queries});
@@ -54,7 +55,8 @@ void TraceFile::check_shape(const TensorInfo& info,
   refuse(info.name + ": is " + describe(info) + ", expected shape " + text);
 }
 
-DType TraceFile::check_floats(const char* name, const std::vector<std::int64_t>& shape) const {
+DType TraceFile::check_floats(const char* name, const std::vector<std::int64_t>& shape,
+                              bool float8) const {
   const TensorInfo& info = require(name);
   DType dtype{};
   if (info.dtype == "F32") {
@@ -63,8 +65,11 @@ DType TraceFile::check_floats(const char* name, const std::vector<std::int64_t>&
     dtype = DType::float16;
   } else if (info.dtype == "BF16") {
     dtype = DType::bfloat16;
+  } else if (info.dtype == "F8_E4M3" && float8) {
+    dtype = DType::float8_e4m3;
   } else {
-    refuse(info.name + ": is " + describe(info) + ", expected F32, F16 or BF16");
+    refuse(info.name + ": is " + describe(info) +
+           (float8 ? ", expected F32, F16, BF16 or F8_E4M3" : ", expected F32, F16 or BF16"));
   }
   check_shape(info, shape);
   return dtype;
@@ -75,6 +80,29 @@ TypedArray TraceFile::floats(const char* name, const std::vector<std::int64_t>& 
   array.dtype = check_floats(name, shape);
   array.bytes = file_.read(require(name));
   return array;
+}
+
+TypedArray TraceFile::keys() {
+  TypedArray array;
+  array.dtype = header_.k.dtype;
+  array.bytes = file_.read(require("k"));
+  return array;
+}
+
+void TraceFile::read_key_scale() {
+  const TensorInfo* info = find("k_scale");
+  if (info == nullptr) return;
+  if (header_.k.dtype != DType::float8_e4m3) {
+    refuse("k_scale: k is " + describe(require("k")) + ", only F8_E4M3 has a scale");
+  }
+  const std::vector<std::int64_t>& shape = info->shape;
+  const bool one = shape.empty() || (shape.size() == 1 && shape[0] == 1);
+  if (info->dtype != "F32" || !(one || (shape.size() == 1 && shape[0] == header_.hkv))) {
+    refuse("k_scale: is " + describe(*info) + ", expected F32 [1] or [" +
+           std::to_string(header_.hkv) + "]");
+  }
+  header_.k_scale.resize(one ? 1 : static_cast<std::size_t>(header_.hkv));
+  file_.read(*info, 0, info->bytes, reinterpret_cast<std::byte*>(header_.k_scale.data()));
 }
 
 void TraceFile::check_keys_and_queries() {
@@ -94,7 +122,7 @@ void TraceFile::check_keys_and_queries() {
     refuse("q: " + std::to_string(trace.hq) + " query heads are not a multiple of " +
            std::to_string(trace.hkv) + " KV heads");
   }
-  trace.k.dtype = check_floats("k", {trace.n, trace.hkv, trace.d});
+  trace.k.dtype = check_floats("k", {trace.n, trace.hkv, trace.d}, true);
   trace.q.dtype = check_floats("q", {trace.queries, trace.hq, trace.d});
 }
 

@@ -17,10 +17,11 @@ namespace quarry::tools {
 /// the file, the tensor and what is wrong with it.
 class TraceFile {
  public:
-  /// Opens `path` and checks k, q, q_pos and, where there is one, q_train against each other.
+  /// Opens `path` and checks k, q, q_pos and, where they are, k_scale and q_train against each
+  /// other.
   explicit TraceFile(const std::string& path);
 
-  /// Shapes, dtypes and metadata; its arrays are empty and it has no model.
+  /// Shapes, dtypes, k_scale and metadata; its arrays are empty and it has no model.
   const Trace& header() const noexcept { return header_; }
 
   /// Checks the values of q_pos, and appends them to `*out` where it is not null.
@@ -34,15 +35,20 @@ class TraceFile {
 
   const TensorInfo* find(const char* name) const { return file_.find(name); }
   const TensorInfo& require(const char* name) const;
-  /// The dtype of a float tensor of that shape; an extent of -1 is any.
-  DType check_floats(const char* name, const std::vector<std::int64_t>& shape) const;
+  /// The dtype of a float tensor of that shape; an extent of -1 is any. `float8`: it may be
+  /// float8_e4m3, as keys may.
+  DType check_floats(const char* name, const std::vector<std::int64_t>& shape,
+                     bool float8 = false) const;
   /// Such a tensor, whole.
   TypedArray floats(const char* name, const std::vector<std::int64_t>& shape);
+  /// k, whole.
+  TypedArray keys();
   std::int32_t extent(const TensorInfo& info, std::size_t axis) const;
   [[noreturn]] void refuse(const std::string& why) const;
 
  private:
   void check_keys_and_queries();
+  void read_key_scale();
   void check_shape(const TensorInfo& info, const std::vector<std::int64_t>& expected) const;
   void read_rows(const char* name, std::int64_t first, std::int64_t count, std::byte* out);
 

@@ -56,7 +56,7 @@ enum { /* dtype */
        QUARRY_DTYPE_FLOAT32 = 0,
        QUARRY_DTYPE_FLOAT16 = 1,
        QUARRY_DTYPE_BFLOAT16 = 2,
-       QUARRY_DTYPE_FLOAT8_E4M3 = 3 /* mean_dtype alone */
+       QUARRY_DTYPE_FLOAT8_E4M3 = 3 /* mean_dtype and keys.dtype alone */
 };
 enum { QUARRY_METRIC_EUCLIDEAN = 0, QUARRY_METRIC_INNER_PRODUCT = 1 }; /* metric */
 enum {
@@ -151,7 +151,8 @@ typedef struct quarry_create_args { /* Device and Resources */
   uint64_t index_memory_bytes;
 } quarry_create_args;
 
-typedef struct quarry_key_view { /* KeyView */
+/* KeyView; its scales and num_scales are the key_scales and num_key_scales of what holds it. */
+typedef struct quarry_key_view {
   const void* data;
   int64_t page_stride;
   int64_t slot_stride;
@@ -198,6 +199,9 @@ typedef struct quarry_build_args { /* BuildArgs */
   uint32_t* device_status;
   int32_t retrain;  /* 0 or 1 */
   int32_t reserved; /* 0 */
+  const float* key_scales;
+  int32_t num_key_scales;
+  int32_t reserved_2; /* 0 */
 } quarry_build_args;
 
 typedef struct quarry_next_args { /* NextArgs */
@@ -218,6 +222,9 @@ typedef struct quarry_next_args { /* NextArgs */
   uint32_t* device_status;
   int32_t* physical_indices;
   int64_t* physical_indices64;
+  const float* key_scales;
+  int32_t num_key_scales;
+  int32_t reserved; /* 0 */
 } quarry_next_args;
 
 typedef struct quarry_append_args { /* AppendArgs */
@@ -227,6 +234,9 @@ typedef struct quarry_append_args { /* AppendArgs */
   quarry_key_view keys;
   quarry_workspace workspace;
   uint32_t* device_status;
+  const float* key_scales;
+  int32_t num_key_scales;
+  int32_t reserved; /* 0 */
 } quarry_append_args;
 
 typedef struct quarry_codebook_args { /* CodebookArgs */
@@ -273,6 +283,9 @@ typedef struct quarry_stats_args { /* StatsArgs */
   int64_t index_stride;
   const int32_t* list_lengths;
   uint32_t* device_status;
+  const float* key_scales;
+  int32_t num_key_scales;
+  int32_t reserved_2; /* 0 */
 } quarry_stats_args;
 
 typedef struct quarry_attach_args { /* AttachArgs */

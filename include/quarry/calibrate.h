@@ -12,19 +12,23 @@
 
 namespace quarry {
 
-/// Vectors [count, heads, d] in host memory, contiguous in d, strides in elements.
+/// Vectors [count, heads, d] in host memory, contiguous in d, strides in elements. Queries are
+/// float32, float16 or bfloat16.
 struct HostVectors {
   const void* data = nullptr;
   DType dtype = DType::float32;
   std::int64_t count = 0;
   std::int64_t row_stride = 0;
   std::int64_t head_stride = 0;
+  /// As in KeyView, in host memory: of float8_e4m3 keys alone, 1 of them or one a head.
+  const float* scales = nullptr;
+  std::int32_t num_scales = 0;
 };
 
 /// One captured sequence of a layer: keys as the cache holds them (after rotary embedding),
 /// and queries of any of its positions.
 struct CalibrationTrace {
-  HostVectors keys;                  ///< [n, Hkv, d], from position 0 on
+  HostVectors keys;                  ///< [n, Hkv, d], of any dtype, from position 0 on
   std::vector<HostVectors> queries;  ///< each [count, Hq, d]; needed for a rotation alone
 };
 

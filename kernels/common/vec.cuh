@@ -7,13 +7,14 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 #include "half.h"
 #include "params.h"
 
 namespace quarry::cuda {
 
-/// Storage types of the three element types; converting constructors of cuda_fp16.h are not
+/// Storage types of the element types; converting constructors of cuda_fp16.h are not
 /// wanted here, bit patterns are.
 struct Float32 {
   using Bits = float;
@@ -34,11 +35,28 @@ struct BFloat16 {
   }
 };
 
-/// Calls f(Float32{}), f(Float16{}) or f(BFloat16{}).
+/// Widened without its scale: scaled() has it.
+struct Float8 {
+  using Bits = std::uint8_t;
+  static __device__ __forceinline__ float widen(Bits v) { return float8_to_float_by_product(v); }
+};
+
+/// A widened element's value: float8_e4m3's is a product, the others' what they hold.
+template <typename E>
+__device__ __forceinline__ float scaled(float v, float scale) {
+  if constexpr (std::is_same_v<E, Float8>) {
+    return v * scale;
+  } else {
+    return v;
+  }
+}
+
+/// Calls f(Float32{}), f(Float16{}), f(BFloat16{}) or f(Float8{}).
 template <typename F>
 auto with_dtype(DType dtype, F&& f) {
   if (dtype == DType::float32) return f(Float32{});
   if (dtype == DType::float16) return f(Float16{});
+  if (dtype == DType::float8_e4m3) return f(Float8{});
   return f(BFloat16{});
 }
 
@@ -47,18 +65,27 @@ template <typename F>
 __device__ __forceinline__ void for_dtype(DType dtype, F&& f) {
   if (dtype == DType::float32) return f(Float32{});
   if (dtype == DType::float16) return f(Float16{});
+  if (dtype == DType::float8_e4m3) return f(Float8{});
   return f(BFloat16{});
 }
 
 /// True where base and every stride (in elements) are multiples of 16 bytes, so that rows
-/// may be read 16 bytes at a time.
+/// may be read 16 bytes at a time; of float8_e4m3, whose rows may be 8 bytes long, of 8.
 inline bool is_wide(const void* base, DType dtype, std::initializer_list<std::int64_t> strides) {
   std::uint64_t all = reinterpret_cast<std::uintptr_t>(base);
   for (const std::int64_t s : strides) all |= static_cast<std::uint64_t>(s * dtype_size(dtype));
-  return all % 16 == 0;
+  return all % (dtype == DType::float8_e4m3 ? 8 : 16) == 0;
 }
 
-/// Eight consecutive elements, widened. `wide`: p is aligned to 16 bytes.
+/// Eight consecutive elements of float8_e4m3 in two words, widened.
+__device__ __forceinline__ void widen8(std::uint32_t low, std::uint32_t high, float (&v)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    v[i] = Float8::widen(static_cast<std::uint8_t>((i < 4 ? low : high) >> i % 4 * 8));
+  }
+}
+
+/// Eight consecutive elements, widened. `wide`: is_wide() of where they lie.
 template <typename E>
 __device__ __forceinline__ void load8(const typename E::Bits* __restrict__ p, bool wide,
                                       float (&v)[8]) {
@@ -71,6 +98,14 @@ __device__ __forceinline__ void load8(const typename E::Bits* __restrict__ p, bo
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i) v[i] = __ldg(p + i);
+    }
+  } else if constexpr (sizeof(typename E::Bits) == 1) {
+    if (wide) {
+      const uint2 a = __ldg(reinterpret_cast<const uint2*>(p));
+      widen8(a.x, a.y, v);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] = E::widen(__ldg(p + i));
     }
   } else {
     if (wide) {

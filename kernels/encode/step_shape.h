@@ -32,7 +32,7 @@ struct StepShape {
   std::int32_t parts;        ///< of a tile's keys
   std::int32_t part_keys;
   std::int32_t shares;       ///< items of the positions that a call brings, at most
-  bool wide;                 ///< keys may be read 16 bytes at a time
+  bool wide;                 ///< is_wide() of the keys
   bool stages_rotation;      ///< the item's columns are copied to shared memory first
   bool stages_codebook;      ///< the item's centroids are
   std::size_t shared_bytes;  ///< dynamic shared memory that a thread block needs

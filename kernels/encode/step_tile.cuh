@@ -67,24 +67,30 @@ struct StepTables {
   }
 };
 
-/// An element of any type, widened. A step's code is not made once a type: it is inlined into
-/// kernels that have other things to do.
-__device__ __forceinline__ float load_any(const void* data, DType dtype, std::int64_t at) {
+/// An element of any type, widened and scaled. A step's code is not made once a type: it is
+/// inlined into kernels that have other things to do.
+__device__ __forceinline__ float load_any(const void* data, DType dtype, float scale,
+                                          std::int64_t at) {
   if (dtype == DType::float32) return __ldg(static_cast<const float*>(data) + at);
+  if (dtype == DType::float8_e4m3) {
+    return Float8::widen(__ldg(static_cast<const std::uint8_t*>(data) + at)) * scale;
+  }
   const std::uint16_t bits = __ldg(static_cast<const std::uint16_t*>(data) + at);
   return dtype == DType::float16 ? Float16::widen(bits) : BFloat16::widen(bits);
 }
 
 /// Columns [first, end), multiples of eight, of the tile's rows; zeros where a page is out of
-/// range. Addresses, loads and conversions in turn, each for several pieces of 16 bytes: one
-/// after the other, every piece would wait.
+/// range. Addresses, loads and conversions in turn, each for several pieces of 16 bytes (8 of
+/// one-byte elements): one after the other, every piece would wait.
 __device__ __forceinline__ void load_step_keys(const KeySource& source, const Tile& tile,
                                                int first_column, int end_column, float* xs) {
   constexpr int kBatch = 4;
   const IndexView& ix = source.ix;
   const DType dtype = source.keys.dtype;
-  const bool four = dtype == DType::float32;
-  const int each = source.wide ? (four ? 4 : 8) : 1, size = four ? 4 : 2;  // elements, bytes
+  const bool four = dtype == DType::float32, one = dtype == DType::float8_e4m3;
+  const float scale = one ? source.scale() : 1.0f;
+  const int each = source.wide ? (four ? 4 : 8) : 1;  // elements
+  const int size = four ? 4 : one ? 1 : 2;            // bytes
   const int pieces = (end_column - first_column) / each, total = tile.count * pieces;
   const int threads = static_cast<int>(blockDim.x), stride = tile_stride(ix.head_dim);
   for (int first = static_cast<int>(threadIdx.x); first < total; first += kBatch * threads) {
@@ -112,7 +118,14 @@ __device__ __forceinline__ void load_step_keys(const KeySource& source, const Ti
     for (int l = 0; l < kBatch; ++l) {
       word[l] = make_uint4(0, 0, 0, 0);
       if (from[l] == nullptr) continue;
-      if (source.wide) {
+      if (one) {
+        if (source.wide) {
+          const uint2 w = __ldg(reinterpret_cast<const uint2*>(from[l]));
+          word[l].x = w.x, word[l].y = w.y;
+        } else {
+          word[l].x = __ldg(from[l]);
+        }
+      } else if (source.wide) {
         word[l] = __ldg(reinterpret_cast<const uint4*>(from[l]));
       } else if (four) {
         word[l].x = __ldg(reinterpret_cast<const std::uint32_t*>(from[l]));
@@ -127,12 +140,18 @@ __device__ __forceinline__ void load_step_keys(const KeySource& source, const Ti
       float* to = xs + item / pieces * stride + first_column + item % pieces * each;
       const std::uint32_t w[4] = {word[l].x, word[l].y, word[l].z, word[l].w};
       float v[8];
+      if (one) {
+        widen8(w[0], w[1], v);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const auto bits = static_cast<std::uint16_t>(w[i / 2] >> i % 2 * 16);
-        v[i] = four                      ? __uint_as_float(w[i % 4])
-               : dtype == DType::float16 ? Float16::widen(bits)
-                                         : BFloat16::widen(bits);
+        for (float& x : v) x *= scale;
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const auto bits = static_cast<std::uint16_t>(w[i / 2] >> i % 2 * 16);
+          v[i] = four                      ? __uint_as_float(w[i % 4])
+                 : dtype == DType::float16 ? Float16::widen(bits)
+                                           : BFloat16::widen(bits);
+        }
       }
       if (!source.wide) {
         *to = v[0];
@@ -148,13 +167,14 @@ __device__ __forceinline__ void load_step_keys(const KeySource& source, const Ti
 __device__ __forceinline__ float step_mean_from_cache(const KeySource& source, std::int32_t first,
                                                       std::int32_t last, int j) {
   const IndexView& ix = source.ix;
+  const float scale = source.scale();
   float sum = 0;
 #pragma unroll 4
   for (std::int32_t p = first; p <= last; ++p) {
     const std::int64_t page = page_of(ix, source.table, source.slot, p);
     float v = 0;
     if (page >= 0) {
-      v = load_any(source.keys.data, source.keys.dtype,
+      v = load_any(source.keys.data, source.keys.dtype, scale,
                    key_offset(ix, source.keys, page, source.head, p) + j);
     }
     sum += v;

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   int slot = 0;
   find(i, slot, ahead);
   __syncthreads();
-  if (ahead && i < tiles) next.fetch(p.keys.data, sh.key_at);
+  if (ahead && i < tiles) next.fetch(p.keys, sh.key_at);
   for (; i < tiles; i += blocks, slot ^= 1) {
     __syncthreads();  // the last tile has been stored
     const Tile tile = sh.tiles[slot];
@@ -63,9 +63,11 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     }
     if (ahead) {
       if (p.keys.dtype == DType::float16) {
-        next.template store<Float16>(sh.xs);
+        next.template store<Float16>(1.0f, sh.xs);
+      } else if (p.keys.dtype == DType::float8_e4m3) {
+        next.template store<Float8>(source.scale(), sh.xs);
       } else {
-        next.template store<BFloat16>(sh.xs);
+        next.template store<BFloat16>(1.0f, sh.xs);
       }
     } else {
       __syncthreads();
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     }
     __syncthreads();
     const bool fetches = ahead && i + blocks < tiles;
-    if (fetches && (!kLate || tile.count == 0)) next.fetch(p.keys.data, sh.key_at);
+    if (fetches && (!kLate || tile.count == 0)) next.fetch(p.keys, sh.key_at);
     if (tile.count == 0) continue;  // a chunk of keys below encode_from
     if (ix.block_size > 0) {
       subtract_tile_means<kTiles>(source, tile, sh);
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     }
     nearest_on_tensor_cores<kTiles, kUnits>(ix, rotation != nullptr, tile.count, sh);
     __syncthreads();
-    if (fetches && kLate) next.fetch(p.keys.data, sh.key_at);
+    if (fetches && kLate) next.fetch(p.keys, sh.key_at);
     settle_ties<kTiles, kUnits>(ix.ksub, rotation, codebook, sh, [&](int row, int i) {
       return *reinterpret_cast<const float4*>(sh.xs + row * (16 * kTiles) +
                                               ((i / 4) ^ swizzle(row)) * 4);

@@ -33,36 +33,50 @@ __device__ __forceinline__ void find_codes(const KeySource& source, const Tile& 
   code_at[k] = at;
 }
 
-/// Rows of the next tile, on their way while this one is computed; two-byte elements alone.
+/// Rows of the next tile, on their way while this one is computed; elements of two bytes, or of
+/// one, which fill half of a word.
 template <int kTiles>
 struct Ahead {
   static constexpr int kChunks = 2 * kTiles;                             // of eight elements a row
   static constexpr int kWords = kTensorKeys * kChunks / kTensorThreads;  // of 16 bytes
   uint4 word[kWords];
 
-  __device__ __forceinline__ void fetch(const void* keys, const std::int64_t* key_at) {
+  __device__ __forceinline__ void fetch(const KeyView& keys, const std::int64_t* key_at) {
+    const bool one = keys.dtype == DType::float8_e4m3;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
       const int item = static_cast<int>(threadIdx.x) + i * kTensorThreads;
       const std::int64_t at = key_at[item / kChunks];
       word[i] = make_uint4(0, 0, 0, 0);
-      if (at != TensorShared::kNoRow) {
-        const std::uint16_t* row = static_cast<const std::uint16_t*>(keys) + at;
-        word[i] = __ldg(reinterpret_cast<const uint4*>(row + item % kChunks * 8));
+      if (at == TensorShared::kNoRow) continue;
+      const std::int64_t from = at + item % kChunks * 8;
+      if (one) {
+        const auto* row = static_cast<const std::uint8_t*>(keys.data) + from;
+        const uint2 half = __ldg(reinterpret_cast<const uint2*>(row));
+        word[i].x = half.x, word[i].y = half.y;
+      } else {
+        const auto* row = static_cast<const std::uint16_t*>(keys.data) + from;
+        word[i] = __ldg(reinterpret_cast<const uint4*>(row));
       }
     }
   }
   template <typename E>
-  __device__ __forceinline__ void store(float* xs) const {
+  __device__ __forceinline__ void store(float scale, float* xs) const {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
       const int item = static_cast<int>(threadIdx.x) + i * kTensorThreads;
       const int k = item / kChunks, c = item % kChunks;
       const std::uint32_t w[4] = {word[i].x, word[i].y, word[i].z, word[i].w};
       float v[8];
+      if constexpr (std::is_same_v<E, Float8>) {
+        widen8(w[0], w[1], v);
 #pragma unroll
-      for (int l = 0; l < 8; ++l) {
-        v[l] = E::widen(static_cast<std::uint16_t>(w[l / 2] >> l % 2 * 16));
+        for (float& x : v) x *= scale;
+      } else {
+#pragma unroll
+        for (int l = 0; l < 8; ++l) {
+          v[l] = E::widen(static_cast<std::uint16_t>(w[l / 2] >> l % 2 * 16));
+        }
       }
       const float4 a = make_float4(v[0], v[1], v[2], v[3]);
       const float4 b = make_float4(v[4], v[5], v[6], v[7]);
@@ -80,6 +94,7 @@ struct Ahead {
 template <typename E, int kTiles>
 __device__ void load_rows(const KeySource& source, const std::int64_t* key_at, float* xs) {
   constexpr int kChunks = 2 * kTiles;
+  const float scale = source.scale();
 #pragma unroll 1
   for (int item = static_cast<int>(threadIdx.x); item < kTensorKeys * kChunks;
        item += kTensorThreads) {
@@ -89,6 +104,8 @@ __device__ void load_rows(const KeySource& source, const std::int64_t* key_at, f
       const auto* row = static_cast<const typename E::Bits*>(source.keys.data) + key_at[k];
       load8<E>(row + c * 8, source.wide, v);
     }
+#pragma unroll
+    for (float& x : v) x = scaled<E>(x, scale);
     float* row = xs + k * 8 * kChunks;
     const int at = (2 * c) ^ swizzle(k);
     *reinterpret_cast<float4*>(row + at * 4) = make_float4(v[0], v[1], v[2], v[3]);

@@ -18,7 +18,7 @@ struct KeySource {
   const KeyView& keys;
   const std::int32_t* table;  ///< the sequence's row of the block table, or null
   std::int32_t slot, head;
-  bool wide;  ///< rows are aligned to 16 bytes
+  bool wide;  ///< is_wide() of the rows
 
   /// Null where the block table's entry is out of range.
   template <typename E>
@@ -28,6 +28,8 @@ struct KeySource {
     return static_cast<const typename E::Bits*>(keys.data) +
            key_offset(ix, keys, page, head, position);
   }
+  /// What the cache's elements are multiplied by, for scaled().
+  __device__ float scale() const { return key_scale(keys, head); }
 };
 
 /// Stores coordinate j of the mean of the block that ends at `last` into the index.
@@ -46,6 +48,7 @@ struct MeanStore {
 template <typename E, typename PositionOf>
 __device__ void load_keys(const KeySource& source, int rows, PositionOf position_of, float* xs) {
   const int d = source.ix.head_dim, chunks = d / 8, stride = tile_stride(d);
+  const float scale = source.scale();
 #pragma unroll 4
   for (int item = static_cast<int>(threadIdx.x); item < rows * chunks;
        item += static_cast<int>(blockDim.x)) {
@@ -54,6 +57,8 @@ __device__ void load_keys(const KeySource& source, int rows, PositionOf position
     const typename E::Bits* row = position < 0 ? nullptr : source.row<E>(position);
     float v[8] = {};
     if (row != nullptr) load8<E>(row + j, source.wide, v);
+#pragma unroll
+    for (float& x : v) x = scaled<E>(x, scale);
     float4* to = reinterpret_cast<float4*>(xs + k * stride + j);
     to[0] = make_float4(v[0], v[1], v[2], v[3]);
     to[1] = make_float4(v[4], v[5], v[6], v[7]);
@@ -72,11 +77,12 @@ __host__ __device__ inline float rounded(float v, DType dtype) {
 template <typename E>
 __device__ float mean_from_cache(const KeySource& source, std::int32_t first, std::int32_t last,
                                  int j) {
+  const float scale = source.scale();
   float sum = 0;
 #pragma unroll 8
   for (std::int32_t p = first; p <= last; ++p) {
     const typename E::Bits* row = source.row<E>(p);
-    sum += row == nullptr ? 0.0f : E::widen(__ldg(row + j));
+    sum += row == nullptr ? 0.0f : scaled<E>(E::widen(__ldg(row + j)), scale);
   }
   return rounded(sum / static_cast<float>(last - first + 1), source.ix.mean_dtype);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exact float32 q.k of gathered keys, 16 bytes a lane. One source for every kernel that
-// refines, so that all of them add in one order.
+// Exact float32 q.k of gathered keys, 16 bytes a lane (8 of one-byte elements). One source for
+// every kernel that refines, so that all of them add in one order.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@ namespace quarry::cuda {
 
 constexpr int kKeysAtOnce = 4;  // in flight a lane
 
-/// Elements of 16 bytes: a lane's piece of a key.
+/// Elements of a lane's piece of a key, which a load brings.
 template <typename E>
-constexpr int kPiece = 16 / static_cast<int>(sizeof(typename E::Bits));
+constexpr int kPiece = sizeof(typename E::Bits) == 4 ? 4 : 8;
 
 /// Lanes that share a key.
 QUARRY_HD inline std::int32_t lanes_of(std::int32_t head_dim, std::int32_t piece) {
@@ -57,6 +57,7 @@ __device__ __forceinline__ void exact_scores(const IndexView& ix, const KeyView&
   constexpr unsigned kAll = 0xffffffffu;
   constexpr int kSize = kPiece<E>;
   const std::int32_t lane = static_cast<std::int32_t>(threadIdx.x) % lanes;
+  const float scale = key_scale(keys, kv);
   const typename E::Bits* key[kKeysAtOnce];
 #pragma unroll
   for (int u = 0; u < kKeysAtOnce; ++u) {
@@ -73,6 +74,13 @@ __device__ __forceinline__ void exact_scores(const IndexView& ix, const KeyView&
     float x[kKeysAtOnce][kSize];
 #pragma unroll
     for (int u = 0; u < kKeysAtOnce; ++u) load_piece<E>(key[u] + at, wide, x[u]);
+    if constexpr (std::is_same_v<E, Float8>) {
+#pragma unroll
+      for (int u = 0; u < kKeysAtOnce; ++u) {
+#pragma unroll
+        for (float& v : x[u]) v *= scale;
+      }
+    }
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
       const float q = query_at(at + e);
@@ -102,6 +110,10 @@ auto with_pieces(DType dtype, std::int32_t head_dim, F&& f) {
   if (dtype == DType::float16) {
     if (head_dim > 256) return f(Float16{}, std::integral_constant<int, 2>{});
     return f(Float16{}, std::integral_constant<int, 1>{});
+  }
+  if (dtype == DType::float8_e4m3) {
+    if (head_dim > 256) return f(Float8{}, std::integral_constant<int, 2>{});
+    return f(Float8{}, std::integral_constant<int, 1>{});
   }
   if (head_dim > 256) return f(BFloat16{}, std::integral_constant<int, 2>{});
   return f(BFloat16{}, std::integral_constant<int, 1>{});

@@ -107,23 +107,35 @@ Status take_samples(const TrainArgs& a, const Launch& launch) {
   const Tiling tiling = sample_tiling(ix);
   const std::size_t bytes = SampleShared(nullptr, ix, tiling).bytes;
   const auto heads = static_cast<unsigned>(ix.num_kv_heads);
-  const bool copies = std::is_same_v<E, S> && as_is(ix) && copies_serve(p, wide);
+  constexpr bool kMayCopy = std::is_same_v<E, S>;
+  const bool copies = kMayCopy && as_is(ix) && copies_serve(p, wide);
   const dim3 survey(static_cast<unsigned>(tiling.tiles(ix.encode_from, p.step.fixed_length)),
                     heads);
-  Status s = copies ? launch_kernel<survey_copy_kernel<E>>(
-                          "train: survey", launch, heads * blocks_for(p.num_positions, kCopyKeys),
-                          kCopyThreads, 0, a)
-                    : launch_kernel<survey_kernel<E>>("train: survey", launch, survey,
-                                                      kSampleThreads, bytes, a, tiling, wide);
+  Status s;
+  if constexpr (kMayCopy) {
+    if (copies) {
+      s = launch_kernel<survey_copy_kernel<E>>("train: survey", launch,
+                                               heads * blocks_for(p.num_positions, kCopyKeys),
+                                               kCopyThreads, 0, a);
+    }
+  }
+  if (!copies) {
+    s = launch_kernel<survey_kernel<E>>("train: survey", launch, survey, kSampleThreads, bytes, a,
+                                        tiling, wide);
+  }
   if (!s.ok()) return s;
   s = launch_kernel<choose_kernel>("train: choose", launch, heads, kChooseThreads, 0, a);
   if (!s.ok()) return s;
-  return copies ? launch_kernel<gather_copy_kernel<E>>("train: gather", launch,
-                                                       heads * blocks_for(p.max_samples, kCopyKeys),
-                                                       kCopyThreads, 0, a)
-                : launch_kernel<gather_kernel<E, S>>(
-                      "train: gather", launch, dim3(blocks_for(p.max_samples, tiling.keys), heads),
-                      kSampleThreads, bytes, a, tiling, wide);
+  if constexpr (kMayCopy) {
+    if (copies) {
+      return launch_kernel<gather_copy_kernel<E>>("train: gather", launch,
+                                                  heads * blocks_for(p.max_samples, kCopyKeys),
+                                                  kCopyThreads, 0, a);
+    }
+  }
+  return launch_kernel<gather_kernel<E, S>>("train: gather", launch,
+                                            dim3(blocks_for(p.max_samples, tiling.keys), heads),
+                                            kSampleThreads, bytes, a, tiling, wide);
 }
 
 template <typename E, typename S>
@@ -153,8 +165,10 @@ Status train(const TrainParams& p, const Launch& launch) noexcept {
   }
   return with_dtype(p.keys.dtype, [&](auto element) {
     using E = decltype(element);
-    // Keys that are not transformed keep their type as samples: half the bytes, no rounding.
-    return as_is(ix) ? train_as<E, E>(a, launch) : train_as<E, Float32>(a, launch);
+    // A scaled key is a float32. Other keys that are not transformed keep their type as samples:
+    // half the bytes, no rounding.
+    using Own = std::conditional_t<std::is_same_v<E, Float8>, Float32, E>;
+    return as_is(ix) ? train_as<E, Own>(a, launch) : train_as<E, Float32>(a, launch);
   });
 }
 

@@ -82,7 +82,7 @@ void encode_block(const KeySource& source, std::int32_t block) {
   for (std::int32_t i = 0; i < ix.head_dim; ++i) {
     store_element(ix.means, ix.mean_dtype, offset + i, mean[i]);
   }
-  widen(ix.means, ix.mean_dtype, offset, ix.head_dim, nullptr, mean);
+  widen(ix.means, ix.mean_dtype, 1.0f, offset, ix.head_dim, nullptr, mean);
   // A mean with an infinity in it must give NaN under any query, not +-inf by its sign. The
   // codes are 0 either way: no distance from it is finite.
   for (std::int32_t i = 0; i < ix.head_dim; ++i) {

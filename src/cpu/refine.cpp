@@ -20,6 +20,7 @@ void refine_heads(const RowQuery& row, std::int32_t heads, const KeyView& keys,
   constexpr std::int32_t kChunk = 64;
   const IndexView& ix = row.index;
   const std::int32_t* table = block_table_row(row.step, row.b);
+  const float scale = key_scale(keys, row.kv_head());
   std::int64_t offsets[kChunk];
   for (std::int32_t first = 0; first < count; first += kChunk) {
     const std::int32_t some = std::min(kChunk, count - first);
@@ -30,11 +31,12 @@ void refine_heads(const RowQuery& row, std::int32_t heads, const KeyView& keys,
     }
     for (std::int32_t g = 0; g < heads; ++g) {
       alignas(64) float q[kMaxHeadDim];
-      widen(row.queries.data, row.queries.dtype,
+      widen(row.queries.data, row.queries.dtype, 1.0f,
             row.b * row.queries.batch_stride + row.t * row.queries.token_stride +
                 (row.head + g) * row.queries.head_stride,
             ix.head_dim, nullptr, q);
-      dots(q, keys.data, keys.dtype, offsets, some, ix.head_dim, scores + g * stride + first);
+      dots(q, keys.data, keys.dtype, scale, offsets, some, ix.head_dim,
+           scores + g * stride + first);
     }
   }
 }

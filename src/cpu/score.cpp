@@ -13,7 +13,7 @@ namespace quarry::cpu {
 namespace {
 
 void load_query(const RowQuery& row, std::int32_t head, float* q) {
-  widen(row.queries.data, row.queries.dtype,
+  widen(row.queries.data, row.queries.dtype, 1.0f,
         row.b * row.queries.batch_stride + row.t * row.queries.token_stride +
             head * row.queries.head_stride,
         row.index.head_dim, nullptr, q);
@@ -57,7 +57,7 @@ void make_biases(const RowQuery& row, std::int32_t first, std::int32_t end, floa
     for (std::int32_t g = 0; g < ix.group_size; ++g) {
       alignas(64) float query[kMaxHeadDim];
       load_query(row, row.head + g, query);
-      dots(query, ix.means, ix.mean_dtype, offsets, count, ix.head_dim,
+      dots(query, ix.means, ix.mean_dtype, 1.0f, offsets, count, ix.head_dim,
            biases + g * stride + block);
     }
   }

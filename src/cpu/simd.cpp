@@ -20,9 +20,9 @@ HWY_BEFORE_NAMESPACE();
 namespace quarry::cpu {
 namespace HWY_NAMESPACE {
 
-/// kLanes elements from i on, widened.
+/// kLanes elements from i on, widened; float8_e4m3 times `scale`.
 template <DType kType>
-HWY_INLINE VF load(const void* data, std::int64_t i) {
+HWY_INLINE VF load(const void* data, float scale, std::int64_t i) {
   const DF df;
   if constexpr (kType == DType::float32) {
     return hn::LoadU(df, static_cast<const float*>(data) + i);
@@ -38,7 +38,7 @@ HWY_INLINE VF load(const void* data, std::int64_t i) {
     const VF small = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, rest)), hn::Set(df, 0.001953125f));
     auto wide = hn::IfThenElse(hn::Lt(rest, hn::Set(du, 8u)), hn::BitCast(du, small), normal);
     wide = hn::IfThenElse(hn::Eq(rest, hn::Set(du, 0x7fu)), hn::Set(du, 0x7fc00000u), wide);
-    return hn::BitCast(df, hn::Or(sign, wide));
+    return hn::Mul(hn::BitCast(df, hn::Or(sign, wide)), hn::Set(df, scale));
   } else {
     const auto* bits = static_cast<const std::uint16_t*>(data) + i;
     const hn::Rebind<std::uint16_t, DF> d16;
@@ -59,33 +59,35 @@ HWY_INLINE VF load(const void* data, std::int64_t i) {
 }
 
 template <DType kType>
-HWY_ATTR void widen_typed(const void* data, std::int64_t offset, std::int32_t d, const float* mean,
-                          float* out) {
+HWY_ATTR void widen_typed(const void* data, float scale, std::int64_t offset, std::int32_t d,
+                          const float* mean, float* out) {
   const DF df;
   std::int32_t i = 0;
   for (; i + kLanes <= d; i += kLanes) {
-    VF v = load<kType>(data, offset + i);
+    VF v = load<kType>(data, scale, offset + i);
     if (mean != nullptr) v = hn::Sub(v, hn::LoadU(df, mean + i));
     hn::StoreU(v, df, out + i);
   }
   for (; i < d; ++i) {
-    const float v = load_element(data, kType, offset + i);
+    const float v = scaled_element(data, kType, scale, offset + i);
     out[i] = mean != nullptr ? v - mean[i] : v;
   }
 }
 
 template <DType kType>
-HWY_ATTR void accumulate_typed(const void* data, std::int64_t offset, std::int32_t d, float* sum) {
+HWY_ATTR void accumulate_typed(const void* data, float scale, std::int64_t offset, std::int32_t d,
+                               float* sum) {
   const DF df;
   std::int32_t i = 0;
   for (; i + kLanes <= d; i += kLanes) {
-    hn::StoreU(hn::Add(hn::LoadU(df, sum + i), load<kType>(data, offset + i)), df, sum + i);
+    hn::StoreU(hn::Add(hn::LoadU(df, sum + i), load<kType>(data, scale, offset + i)), df, sum + i);
   }
-  for (; i < d; ++i) sum[i] += load_element(data, kType, offset + i);
+  for (; i < d; ++i) sum[i] += scaled_element(data, kType, scale, offset + i);
 }
 
 template <DType kType>
-HWY_ATTR float dot_typed(const float* q, const void* data, std::int64_t offset, std::int32_t d) {
+HWY_ATTR float dot_typed(const float* q, const void* data, float scale, std::int64_t offset,
+                         std::int32_t d) {
   const DF df;
   constexpr std::int32_t kVectors = 16 / kLanes;
   float partial[16];
@@ -94,13 +96,14 @@ HWY_ATTR float dot_typed(const float* q, const void* data, std::int64_t offset, 
   std::int32_t i = 0;
   for (; i + 16 <= d; i += 16) {
     for (std::int32_t v = 0; v < kVectors; ++v) {
-      acc[v] = fma(hn::LoadU(df, q + i + v * kLanes), load<kType>(data, offset + i + v * kLanes),
-                   acc[v]);
+      acc[v] = fma(hn::LoadU(df, q + i + v * kLanes),
+                   load<kType>(data, scale, offset + i + v * kLanes), acc[v]);
     }
   }
   for (std::int32_t v = 0; v < kVectors; ++v) hn::StoreU(acc[v], df, partial + v * kLanes);
   for (std::int32_t l = 0; i + l < d; ++l) {  // d is a multiple of 8
-    partial[l] = __builtin_fmaf(q[i + l], load_element(data, kType, offset + i + l), partial[l]);
+    partial[l] =
+        __builtin_fmaf(q[i + l], scaled_element(data, kType, scale, offset + i + l), partial[l]);
   }
   for (std::int32_t half = 8; half > 0; half /= 2) {
     for (std::int32_t l = 0; l < half; ++l) partial[l] += partial[l + half];
@@ -108,23 +111,28 @@ HWY_ATTR float dot_typed(const float* q, const void* data, std::int64_t offset, 
   return partial[0];
 }
 
-HWY_ATTR void Widen(const void* data, DType dtype, std::int64_t offset, std::int32_t d,
+HWY_ATTR void Widen(const void* data, DType dtype, float scale, std::int64_t offset, std::int32_t d,
                     const float* mean, float* out) {
-  if (dtype == DType::float32) return widen_typed<DType::float32>(data, offset, d, mean, out);
-  if (dtype == DType::float16) return widen_typed<DType::float16>(data, offset, d, mean, out);
-  if (dtype == DType::bfloat16) return widen_typed<DType::bfloat16>(data, offset, d, mean, out);
-  widen_typed<DType::float8_e4m3>(data, offset, d, mean, out);
+  if (dtype == DType::float32)
+    return widen_typed<DType::float32>(data, scale, offset, d, mean, out);
+  if (dtype == DType::float16)
+    return widen_typed<DType::float16>(data, scale, offset, d, mean, out);
+  if (dtype == DType::bfloat16)
+    return widen_typed<DType::bfloat16>(data, scale, offset, d, mean, out);
+  widen_typed<DType::float8_e4m3>(data, scale, offset, d, mean, out);
 }
 
-HWY_ATTR void Accumulate(const void* data, DType dtype, std::int64_t offset, std::int32_t d,
-                         float* sum) {
-  if (dtype == DType::float32) return accumulate_typed<DType::float32>(data, offset, d, sum);
-  if (dtype == DType::float16) return accumulate_typed<DType::float16>(data, offset, d, sum);
-  accumulate_typed<DType::bfloat16>(data, offset, d, sum);
+HWY_ATTR void Accumulate(const void* data, DType dtype, float scale, std::int64_t offset,
+                         std::int32_t d, float* sum) {
+  if (dtype == DType::float32) return accumulate_typed<DType::float32>(data, scale, offset, d, sum);
+  if (dtype == DType::float16) return accumulate_typed<DType::float16>(data, scale, offset, d, sum);
+  if (dtype == DType::bfloat16)
+    return accumulate_typed<DType::bfloat16>(data, scale, offset, d, sum);
+  accumulate_typed<DType::float8_e4m3>(data, scale, offset, d, sum);
 }
 
-HWY_ATTR void Dots(const float* q, const void* data, DType dtype, const std::int64_t* offsets,
-                   std::int32_t count, std::int32_t d, float* out) {
+HWY_ATTR void Dots(const float* q, const void* data, DType dtype, float scale,
+                   const std::int64_t* offsets, std::int32_t count, std::int32_t d, float* out) {
   constexpr std::int32_t kAhead = 8;  // rows lie apart: no hardware prefetch helps
   const std::int64_t size = dtype_size(dtype);
   for (std::int32_t k = 0; k < count; ++k) {
@@ -132,10 +140,11 @@ HWY_ATTR void Dots(const float* q, const void* data, DType dtype, const std::int
       const char* next = static_cast<const char*>(data) + offsets[k + kAhead] * size;
       for (std::int64_t byte = 0; byte < d * size; byte += 64) hwy::Prefetch(next + byte);
     }
-    out[k] = dtype == DType::float32    ? dot_typed<DType::float32>(q, data, offsets[k], d)
-             : dtype == DType::float16  ? dot_typed<DType::float16>(q, data, offsets[k], d)
-             : dtype == DType::bfloat16 ? dot_typed<DType::bfloat16>(q, data, offsets[k], d)
-                                        : dot_typed<DType::float8_e4m3>(q, data, offsets[k], d);
+    out[k] = dtype == DType::float32   ? dot_typed<DType::float32>(q, data, scale, offsets[k], d)
+             : dtype == DType::float16 ? dot_typed<DType::float16>(q, data, scale, offsets[k], d)
+             : dtype == DType::bfloat16
+                 ? dot_typed<DType::bfloat16>(q, data, scale, offsets[k], d)
+                 : dot_typed<DType::float8_e4m3>(q, data, scale, offsets[k], d);
   }
 }
 
@@ -227,18 +236,19 @@ HWY_EXPORT(Dots);
 HWY_EXPORT(Product);
 HWY_EXPORT(Norms);
 
-void widen(const void* data, DType dtype, std::int64_t offset, std::int32_t d, const float* mean,
-           float* out) {
-  HWY_DYNAMIC_DISPATCH(Widen)(data, dtype, offset, d, mean, out);
+void widen(const void* data, DType dtype, float scale, std::int64_t offset, std::int32_t d,
+           const float* mean, float* out) {
+  HWY_DYNAMIC_DISPATCH(Widen)(data, dtype, scale, offset, d, mean, out);
 }
 
-void accumulate(const void* data, DType dtype, std::int64_t offset, std::int32_t d, float* sum) {
-  HWY_DYNAMIC_DISPATCH(Accumulate)(data, dtype, offset, d, sum);
+void accumulate(const void* data, DType dtype, float scale, std::int64_t offset, std::int32_t d,
+                float* sum) {
+  HWY_DYNAMIC_DISPATCH(Accumulate)(data, dtype, scale, offset, d, sum);
 }
 
-void dots(const float* q, const void* data, DType dtype, const std::int64_t* offsets,
+void dots(const float* q, const void* data, DType dtype, float scale, const std::int64_t* offsets,
           std::int32_t count, std::int32_t d, float* out) {
-  HWY_DYNAMIC_DISPATCH(Dots)(q, data, dtype, offsets, count, d, out);
+  HWY_DYNAMIC_DISPATCH(Dots)(q, data, dtype, scale, offsets, count, d, out);
 }
 
 void product(const float* x, std::int32_t count, std::int64_t x_stride, const float* matrix,

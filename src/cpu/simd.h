@@ -11,16 +11,20 @@
 
 namespace quarry::cpu {
 
-/// out[i] = float32(data[offset + i]) - (mean ? mean[i] : nothing), i < d.
-void widen(const void* data, DType dtype, std::int64_t offset, std::int32_t d, const float* mean,
-           float* out);
+// An element x of typed data is float32(x), or float32(x) * scale where it is float8_e4m3; of
+// the other types, and where there is none, the scale is 1.
 
-/// sum[i] += float32(data[offset + i]), i < d.
-void accumulate(const void* data, DType dtype, std::int64_t offset, std::int32_t d, float* sum);
+/// out[i] = data[offset + i] - (mean ? mean[i] : nothing), i < d.
+void widen(const void* data, DType dtype, float scale, std::int64_t offset, std::int32_t d,
+           const float* mean, float* out);
+
+/// sum[i] += data[offset + i], i < d.
+void accumulate(const void* data, DType dtype, float scale, std::int64_t offset, std::int32_t d,
+                float* sum);
 
 /// out[k] = q . data[offsets[k] .. + d), k < count: 16 lane-strided partial sums by FMA, added
 /// by halves (l += l + 8, + 4, + 2, + 1).
-void dots(const float* q, const void* data, DType dtype, const std::int64_t* offsets,
+void dots(const float* q, const void* data, DType dtype, float scale, const std::int64_t* offsets,
           std::int32_t count, std::int32_t d, float* out);
 
 /// out[k][c] = sum over ascending j < rows of x[k][j] * matrix[j][c], an FMA chain from 0;

@@ -61,7 +61,7 @@ class Measure {
     if (ix_.block_size > 0 && position / ix_.block_size != mean_block_) {
       mean_block_ = position / ix_.block_size;
       const std::int32_t last = (mean_block_ + 1) * ix_.block_size - 1;
-      widen(ix_.means, ix_.mean_dtype, mean_offset(ix_, page(last), source_.head, last),
+      widen(ix_.means, ix_.mean_dtype, 1.0f, mean_offset(ix_, page(last), source_.head, last),
             ix_.head_dim, nullptr, mean_);
     }
     load_vectors(source_, position, 1, ix_.block_size > 0 ? mean_ : nullptr, x);
@@ -137,12 +137,13 @@ Status exact(const ExactParams& p, const Launch& launch) noexcept {
     const auto end = static_cast<std::int32_t>(std::min<std::int64_t>(start + kRun, row.end));
     const SampledRow at = sampled_row(p.sampled[i], p.step.query_tokens, ix.num_query_heads);
     alignas(64) float q[kMaxHeadDim];
-    widen(p.queries.data, p.queries.dtype,
+    widen(p.queries.data, p.queries.dtype, 1.0f,
           at.b * p.queries.batch_stride + at.t * p.queries.token_stride +
               at.head * p.queries.head_stride,
           ix.head_dim, nullptr, q);
     const std::int32_t* table = block_table_row(p.step, at.b);
     float* scores = p.scores + i * p.score_stride;
+    const float scale = key_scale(p.keys, at.head / ix.group_size);
     std::int64_t offsets[kChunk];
     for (auto first = static_cast<std::int32_t>(start); first < end; first += kChunk) {
       const std::int32_t count = std::min(kChunk, end - first);
@@ -150,7 +151,7 @@ Status exact(const ExactParams& p, const Launch& launch) noexcept {
         const std::int64_t page = page_of(ix, table, p.step.states[at.b].slot, first + k);
         offsets[k] = key_offset(ix, p.keys, page, at.head / ix.group_size, first + k);
       }
-      dots(q, p.keys.data, p.keys.dtype, offsets, count, ix.head_dim, scores + first);
+      dots(q, p.keys.data, p.keys.dtype, scale, offsets, count, ix.head_dim, scores + first);
     }
   }
   return Status();

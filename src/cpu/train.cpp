@@ -64,7 +64,7 @@ void for_each_group(const Groups& groups, const KeySource& source, std::int32_t 
     for (std::int32_t i = 0; i < ix.head_dim; ++i) {
       store_element(stored, ix.mean_dtype, i, sum[i]);
     }
-    widen(stored, ix.mean_dtype, 0, ix.head_dim, nullptr, sum);
+    widen(stored, ix.mean_dtype, 1.0f, 0, ix.head_dim, nullptr, sum);
   }
   const std::int32_t group = keys_per_group(ix);
   for (std::int32_t p = first; p < end; p += group) {

@@ -21,9 +21,10 @@ void block_mean(const KeySource& source, std::int32_t block, float* mean) {
   const IndexView& ix = source.index;
   const std::int32_t end = (block + 1) * ix.block_size;
   const std::int32_t first = std::max(block * ix.block_size, ix.encode_from);
+  const float scale = key_scale(source.keys, source.head);
   std::memset(mean, 0, sizeof(float) * static_cast<std::size_t>(ix.head_dim));
   for (std::int32_t p = first; p < end; ++p) {
-    accumulate(source.keys.data, source.keys.dtype, offset_of(source, p), ix.head_dim, mean);
+    accumulate(source.keys.data, source.keys.dtype, scale, offset_of(source, p), ix.head_dim, mean);
   }
   const float count = static_cast<float>(end - first);
   for (std::int32_t i = 0; i < ix.head_dim; ++i) mean[i] /= count;
@@ -32,10 +33,12 @@ void block_mean(const KeySource& source, std::int32_t block, float* mean) {
 void load_vectors(const KeySource& source, std::int32_t first, std::int32_t count,
                   const float* mean, float* out) {
   const std::int32_t d = source.index.head_dim;
+  const float scale = key_scale(source.keys, source.head);
   alignas(64) float plain[kGroupFloats];
   float* x = source.rotation == nullptr ? out : plain;
   for (std::int32_t i = 0; i < count; ++i) {
-    widen(source.keys.data, source.keys.dtype, offset_of(source, first + i), d, mean, x + i * d);
+    widen(source.keys.data, source.keys.dtype, scale, offset_of(source, first + i), d, mean,
+          x + i * d);
   }
   if (source.rotation != nullptr) product(x, count, d, source.rotation, d, d, out, d);
 }

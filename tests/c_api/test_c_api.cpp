@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "c_convert.h"
 #include "decode.h"
 #include "expect.h"
 #include "support/backends.h"
@@ -362,6 +363,45 @@ TEST(CApiStructs, TheFirstVersionsAreStillServed) {
   next.struct_size = offsetof(quarry_next_args, physical_indices);
   EXPECT_EQ(quarry_next(indexer, &next, nullptr, &status), QUARRY_OK) << status.detail;
   quarry_destroy(indexer);
+}
+
+// Scales came after the key view, so the args that hold it have them.
+TEST(CApiStructs, KeyScalesReachTheIndexer) {
+  const float scale = 0.5f;
+  quarry_next_args next;
+  quarry_append_args append;
+  quarry_build_args build;
+  quarry_stats_args stats;
+  quarry_next_args_init(&next);
+  quarry_append_args_init(&append);
+  quarry_build_args_init(&build);
+  quarry_stats_args_init(&stats);
+  const auto check = [&](auto& args, auto& out) {
+    args.keys.dtype = QUARRY_DTYPE_FLOAT8_E4M3;
+    args.key_scales = &scale;
+    args.num_key_scales = 1;
+    ASSERT_TRUE(c_abi::from_c(&args, &out).ok());
+    EXPECT_EQ(out.keys.dtype, DType::float8_e4m3);
+    EXPECT_EQ(out.keys.scales, &scale);
+    EXPECT_EQ(out.keys.num_scales, 1);
+    // A caller from before them has none.
+    args.struct_size = static_cast<std::uint32_t>(reinterpret_cast<const char*>(&args.key_scales) -
+                                                  reinterpret_cast<const char*>(&args));
+    ASSERT_TRUE(c_abi::from_c(&args, &out).ok());
+    EXPECT_EQ(out.keys.scales, nullptr);
+    EXPECT_EQ(out.keys.num_scales, 0);
+  };
+  NextArgs next_out;
+  AppendArgs append_out;
+  BuildArgs build_out;
+  StatsArgs stats_out;
+  check(next, next_out), check(append, append_out), check(build, build_out);
+  check(stats, stats_out);
+  next.struct_size = sizeof next;
+  next.reserved = 1;
+  const Status s = c_abi::from_c(&next, &next_out);
+  EXPECT_EQ(s.code(), StatusCode::invalid_argument);
+  EXPECT_NE(std::string(s.detail()).find("reserved"), std::string::npos) << s.detail();
 }
 
 // A caller from when structs will have grown.

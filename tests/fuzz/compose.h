@@ -59,7 +59,7 @@ inline void compose(FuzzedDataProvider& in, std::vector<TensorPlan> plans,
     const std::size_t width = dtype == "F64" ? 8 : dtype == "F16" || dtype == "BF16" ? 2 : 4;
     if (count * width > kMost) continue;
     std::size_t bytes = count * width;
-    if (dtype == "U8" || dtype == "BOOL") bytes = count;
+    if (dtype == "U8" || dtype == "BOOL" || dtype == "F8_E4M3") bytes = count;
     if (dtype == "F4") bytes = count / 2;
     data.push_back(elements(in, dtype, bytes));
     tensors.push_back({plan.name, dtype, plan.shape, nullptr});

@@ -20,6 +20,9 @@ void check_trace(const tools::Trace& t) {
   const auto n = static_cast<std::size_t>(t.n), hkv = static_cast<std::size_t>(t.hkv),
              hq = static_cast<std::size_t>(t.hq), d = static_cast<std::size_t>(t.d);
   check_array(t.k, n * hkv * d);
+  require(t.k_scale.empty() || t.k_scale.size() == 1 || t.k_scale.size() == hkv);
+  require(t.k_scale.empty() || t.k.dtype == DType::float8_e4m3);
+  require(tools::widen_keys(t).size() == n * hkv * d);
   check_array(t.q, static_cast<std::size_t>(t.queries) * hq * d);
   if (!t.v.empty()) check_array(t.v, n * hkv * d);
   check_array(t.q_train, static_cast<std::size_t>(t.train_queries) * hq * d);
@@ -45,8 +48,10 @@ void compose_trace(FuzzedDataProvider& in, const std::string& path) {
                      queries = small(4), m = small(2), ksub = small(4);
   const char* const dtypes[] = {"F32", "F16", "BF16"};
   const char* const dtype = in.PickValueInArray(dtypes);
+  const bool float8 = in.ConsumeBool();
   fuzz::compose(in,
-                {{"k", dtype, {n, hkv, d}},
+                {{"k", float8 ? "F8_E4M3" : dtype, {n, hkv, d}},
+                 {float8 ? "k_scale" : "other", "F32", {in.ConsumeBool() ? 1 : hkv}},
                  {"q", "F32", {queries, hq, d}},
                  {"q_pos", "I32", {queries}},
                  {"v", dtype, {n, hkv, d}},

@@ -422,7 +422,8 @@ TEST_P(BulkEncode, GivesTheBytesThatStepsGive) {
                           {64, 8, 3, 128, true},  {96, 12, 4, 64, true}};
   std::uint64_t seed = 90;
   for (const Shape& shape : shapes) {
-    for (const DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
+    for (const DType dtype :
+         {DType::bfloat16, DType::float16, DType::float32, DType::float8_e4m3}) {
       for (const Values keys : {Values::gaussian, Values::two_valued, Values::nan, Values::infinite,
                                 Values::huge_cluster}) {
         const bool raw = dtype == DType::bfloat16 && shape.rotation && shape.m > 4;
@@ -441,6 +442,7 @@ TEST_P(BulkEncode, GivesTheBytesThatStepsGive) {
         s.config.max_seq_len = 600;
         if (seed % 2 == 0) use_pages(&s.config, 64);
         s.key_dtype = dtype;
+        if (dtype == DType::float8_e4m3) s.key_scales = {0.0173f, 0.41f};
         s.keys = keys;
         s.seed = ++seed;
         s.check = false;  // the case table compares steps with the oracle

@@ -120,6 +120,31 @@ TEST_F(CalibrateCli, EqualInputGivesEqualBytes) {
   EXPECT_EQ(slurp(file_), slurp(again));
 }
 
+TEST_F(CalibrateCli, Float8KeysGiveTheCalibrationOfTheirValues) {
+  for (const char* held : {"", " --max-keys 40"}) {
+    std::string bytes[2];
+    for (const bool narrow : {true, false}) {
+      TraceParts one, two;
+      const Float8Keys keys_one(one, 2), keys_two(two, 1);
+      if (narrow) {
+        keys_one.put(&one), keys_two.put(&two);
+      } else {
+        one.at("k").data = keys_one.values.data();
+        two.at("k").data = keys_two.values.data();
+      }
+      std::string traces;
+      for (const TraceParts* parts : {&one, &two}) {
+        const std::string path = folder_ + (parts == &one ? "/one" : "/two");
+        write_safetensors(path, parts->tensors, {{"layer", "14"}});
+        traces += path + " ";
+      }
+      ASSERT_EQ(calibrate(traces + kQuantizer + held + " --out " + file_).exit_code, 0);
+      bytes[narrow ? 0 : 1] = slurp(file_);
+    }
+    EXPECT_EQ(bytes[0], bytes[1]) << held;
+  }
+}
+
 TEST_F(CalibrateCli, SeveralTracesOfOneLayer) {
   const std::string second = other({{"layer", "14"}, {"text", "more"}}, parts_);
   ASSERT_EQ(calibrate(trace_ + " " + second + kQuantizer + " --out " + file_).exit_code, 0);

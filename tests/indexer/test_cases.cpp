@@ -203,6 +203,61 @@ std::vector<Case> case_table() {
           });
     }
   }
+  // One-byte keys: without a scale, with one, with one a KV head; rows of whole pieces and not.
+  for (const int scales : {0, 1, 2}) {
+    for (const int block : {0, 64}) {
+      for (const Metric metric : {Metric::euclidean, Metric::inner_product}) {
+        add("keys_float8_e4m3_scales" + std::to_string(scales) + "_block" + std::to_string(block) +
+                (metric == Metric::inner_product ? "_ip" : ""),
+            [&](S u) {
+              u.key_dtype = DType::float8_e4m3;
+              u.key_scales = std::vector<float>{0.0172f, 0.31f};
+              u.key_scales.resize(scales);
+              u.query_dtype = static_cast<DType>(scales);
+              u.config.metric = metric;
+              u.config.block_size = block;
+              u.config.window_size = block + 16;
+              u.config.rotation = scales == 2;
+              u.config.refine_factor = scales == 1 ? 1 : 3;
+              u.config.head_dim = scales == 1 ? 24 : 64;
+              u.config.num_subspaces = scales == 1 ? 3 : 8;
+              u.config.num_query_heads = 6;
+              u.config.max_sequences = u.config.max_query_tokens = 2;
+              u.config.max_seq_len = 400;
+              u.padded = u.misaligned = block == 0 && scales == 1;
+              if (scales > 0) use_pages(&u.config, 16);
+            });
+      }
+    }
+  }
+  for (const int dim : {8, 40, 128, 512}) {
+    add("keys_float8_e4m3_d" + std::to_string(dim), [&](S u) {
+      u.key_dtype = DType::float8_e4m3;
+      u.key_scales = {0.05f, 0.02f};
+      u.config.head_dim = dim;
+      u.config.num_subspaces = dim / 8;
+      u.config.refine_factor = 2;
+      u.config.block_size = 16;
+      u.config.max_seq_len = 300;
+    });
+  }
+  for (const Values v : {Values::integers, Values::nan, Values::infinite, Values::two_valued,
+                         Values::signed_zero, Values::denormal, Values::huge_cluster}) {
+    for (const int block : {0, 16}) {
+      add(std::string("keys_float8_e4m3_values_") + to_string(v) + "_block" + std::to_string(block),
+          [&](S u) {
+            u.key_dtype = DType::float8_e4m3;
+            u.keys = v;
+            if (v == Values::integers) u.queries = u.centroids = v;
+            // Their products with an element are subnormal, as the keys are.
+            if (v == Values::denormal) u.key_scales = {0x1.8p-141f, 0x1.4p-138f};
+            if (v == Values::two_valued) u.key_scales = {0.02f, 0.03f};
+            u.config.block_size = block;
+            u.config.refine_factor = block == 0 ? 2 : 1;
+            u.config.max_seq_len = 300;
+          });
+    }
+  }
   for (const int page : {1, 4, 5, 16, 48, 64, 250}) {
     for (const int block : {0, 16}) {
       if (block > 0 && page % block != 0 && block % page != 0) continue;

@@ -47,7 +47,11 @@ Scenario random_scenario(const Target& target) {
   c.gqa_reduction = one_of({GqaReduction::per_head, GqaReduction::per_head, GqaReduction::sum,
                             GqaReduction::softmax_sum, GqaReduction::max});
   if (!s.served_by(target)) c.gqa_reduction = GqaReduction::per_head;
-  s.key_dtype = one_of({DType::float32, DType::float16, DType::bfloat16});
+  s.key_dtype = one_of({DType::float32, DType::float16, DType::bfloat16, DType::float8_e4m3});
+  if (s.key_dtype == DType::float8_e4m3 && coin()) {
+    s.key_scales.resize(static_cast<std::size_t>(coin() ? 1 : c.num_kv_heads));
+    for (float& scale : s.key_scales) scale = one_of({0.01f, 0.0173f, 0.25f, 3.1f, -0.07f});
+  }
   s.query_dtype = one_of({DType::float32, DType::float16, DType::bfloat16});
   s.keys = one_of({Values::gaussian, Values::gaussian, Values::integers, Values::two_valued,
                    Values::nan, Values::huge_cluster});

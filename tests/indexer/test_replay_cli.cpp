@@ -213,6 +213,68 @@ TEST_F(ReplayCli, OutDependsOnTheResultAlone) {
   EXPECT_NE(slurp(folder_ + "/a"), slurp(folder_ + "/c"));
 }
 
+TEST_F(ReplayCli, Float8KeysGiveTheListsOfTheirValues) {
+  const std::string options =
+      kSmall + std::string(" --block-size 8 --refine 3 --rotation query --json ") + folder_ + "/j";
+  for (const int scales : {0, 1, 2}) {
+    std::string lists[2];
+    nlohmann::json json[2];
+    for (const bool narrow : {true, false}) {
+      TraceParts parts;
+      const Float8Keys keys(parts, scales);
+      if (narrow) {
+        keys.put(&parts);
+      } else {
+        parts.at("k").data = keys.values.data();
+      }
+      parts.tensors.push_back({"q_train", "F32", {3, 4, 16}, parts.q.data()});
+      write(parts);
+      const Outcome outcome = run(trace_ + options + " --out " + folder_ + "/o");
+      ASSERT_EQ(outcome.exit_code, 0) << outcome.error;
+      lists[narrow ? 0 : 1] = slurp(folder_ + "/o");
+      json[narrow ? 0 : 1] = nlohmann::json::parse(slurp(folder_ + "/j"));
+    }
+    EXPECT_EQ(lists[0], lists[1]) << scales;
+    EXPECT_EQ(json[0]["key_dtype"], "float8_e4m3");
+    EXPECT_EQ(json[1]["key_dtype"], "float32");
+    for (const char* key : {"recall", "mass", "output_error", "oracle_mass", "drift"}) {
+      EXPECT_EQ(json[0][key], json[1][key]) << key << " " << scales;
+    }
+  }
+}
+
+TEST_F(ReplayCli, KeyScalesBelongToFloat8Keys) {
+  TraceParts parts;
+  const Float8Keys keys(parts, 2);
+  const TensorSource plain = parts.at("k");
+  keys.put(&parts);
+  const auto refused = [&](const std::string& why) {
+    write(parts);
+    expect_refused(trace_ + kSmall, why);
+  };
+  parts.at("k_scale").dtype = "BF16";
+  refused("k_scale: is BF16 [2], expected F32 [1] or [2]");
+  parts.at("k_scale") = {"k_scale", "F32", {2, 1}, keys.scale.data()};
+  refused("k_scale: is F32 [2, 1]");
+  parts.at("k_scale").shape = {0};
+  refused("k_scale: is F32 [0]");
+  const std::vector<float> three(3, 1.0f);
+  parts.at("k_scale") = {"k_scale", "F32", {3}, three.data()};
+  refused("k_scale: is F32 [3]");
+  parts.at("k_scale") = {"k_scale", "F32", {}, keys.scale.data()};  // a scalar: one of all keys
+  write(parts);
+  EXPECT_EQ(run(trace_ + kSmall).exit_code, 0);
+  parts.at("k") = plain;
+  refused("k_scale: k is F32 [96, 2, 16], only F8_E4M3 has a scale");
+  parts.remove("k_scale");
+  for (const char* name : {"q", "v"}) {
+    const TensorSource before = parts.at(name);
+    parts.at(name).dtype = "F8_E4M3";
+    refused(std::string(name) + ": is F8_E4M3");
+    parts.at(name) = before;
+  }
+}
+
 TEST_F(ReplayCli, WithoutValuesThereIsNoOutputError) {
   TraceParts parts;
   parts.remove("v");

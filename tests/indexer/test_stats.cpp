@@ -33,6 +33,7 @@ struct Answer {
 };
 
 constexpr std::uint32_t kOldBit = 0x80000000u;
+constexpr float kScale = 0.0625f;  // of float8_e4m3 keys; division by it is exact
 
 /// stats() beside a World: buffers of its own, of exact size, poisoned; keys that it may not
 /// read are NaN.
@@ -72,6 +73,8 @@ class Probe {
     upload(query_bytes, q, w_.setup().query_dtype);
     const std::int64_t row = std::int64_t{c_.num_kv_heads} * c_.head_dim;
     a.keys = {keys.data(), dtype, row * w_.oracle().page_size(), row, c_.head_dim, nullptr, 0};
+    DeviceBuffer<float> scale(backend, std::vector<float>{kScale});
+    if (dtype == DType::float8_e4m3) a.keys.scales = scale.data(), a.keys.num_scales = 1;
     const std::int64_t q_row = std::int64_t{c_.num_query_heads} * c_.head_dim;
     a.queries = {query_bytes.data(), w_.setup().query_dtype, q_row * batch.query_tokens, q_row,
                  c_.head_dim};
@@ -276,6 +279,14 @@ class Probe {
       to.upload(values.data(), values.size() * 4);
       return;
     }
+    if (dtype == DType::float8_e4m3) {  // keys, of one scale
+      std::vector<std::uint8_t> bytes;
+      for (const float v : values) {
+        bytes.push_back(std::isnan(v) ? std::uint8_t{0x7f} : float8_bits(v / kScale));
+      }
+      to.upload(bytes.data(), bytes.size());
+      return;
+    }
     std::vector<std::uint16_t> bits;
     for (const float v : values) {
       bits.push_back(std::isnan(v) ? std::uint16_t{0x7fff} : bits16(dtype, v));
@@ -371,7 +382,8 @@ TEST_P(Stats, AgreesWithTheOracle) {
     DType key, mean;
     int refine;
   };
-  constexpr DType k32 = DType::float32, k16 = DType::float16, kB16 = DType::bfloat16;
+  constexpr DType k32 = DType::float32, k16 = DType::float16, kB16 = DType::bfloat16,
+                  k8 = DType::float8_e4m3;
   const Case cases[] = {
       {"plain", 32, 2, 4, 0, 2, 0, 1, false, false, k32, k32, 1},
       {"blocks", 32, 4, 4, 16, 2, 0, 1, false, false, k16, k16, 1},
@@ -379,6 +391,8 @@ TEST_P(Stats, AgreesWithTheOracle) {
       {"inner product", 40, 5, 8, 8, 1, 8, 2, true, true, k32, kB16, 2},
       {"odd", 24, 3, 3, 0, 3, 7, 2, false, true, k16, k32, 1},
       {"wide", 512, 64, 1, 4, 1, 2, 1, true, false, k32, k32, 1},
+      {"one byte keys", 64, 8, 4, 16, 2, 32, 1, true, false, k8, k16, 4},
+      {"one byte keys as they are", 24, 3, 4, 0, 2, 0, 2, false, true, k8, k32, 1},
       {"one byte codes", 16, 1, 8, 3, 1, 9, 1, false, false, kB16, kB16, 3},
   };
   for (const Case& c : cases) {
@@ -397,6 +411,7 @@ TEST_P(Stats, AgreesWithTheOracle) {
       s.config.refine_factor = c.refine;
       s.config.mean_dtype = c.mean;
       s.key_dtype = c.key;
+      if (c.key == k8) s.key_scales = {kScale};
       s.query_dtype = c.mean;
       if (c.page > 0) use_pages(&s.config, c.page);
       if (c.dim == 512) s.config.max_seq_len = 120;

@@ -223,6 +223,8 @@ TEST_P(Misuse, NextRefusesByName) {
     std::function<void(NextArgs&)> change;
   };
   using A = NextArgs&;
+  const float* const scales = e.centroids.data();
+  const auto to_float8 = [](A args) { args.keys.dtype = DType::float8_e4m3; };
   const Case cases[] = {
       {"batch_size", kRange, [](A a) { a.batch.batch_size = 0; }},
       {"batch_size", kRange, [](A a) { a.batch.batch_size = 4; }},
@@ -241,8 +243,22 @@ TEST_P(Misuse, NextRefusesByName) {
        [&](A a) { a.batch.slots = e.ints.data(), a.batch.host_slots = beyond; }},
       {"keys.data", kInvalid, [](A a) { a.keys.data = nullptr; }},
       {"keys.data", kInvalid, [](A a) { a.keys.data = moved(a.keys.data, 2); }},
-      {"keys.dtype", kInvalid, [](A a) { a.keys.dtype = DType::float8_e4m3; }},
+      {"keys.dtype", kInvalid, [](A a) { a.keys.dtype = static_cast<DType>(-1); }},
       {"keys.dtype", kInvalid, [](A a) { a.keys.dtype = static_cast<DType>(4); }},
+      {"keys.num_scales", kInvalid, [](A a) { a.keys.num_scales = 1; }},
+      {"keys.scales", kInvalid, [&](A a) { a.keys.scales = scales, a.keys.num_scales = 1; }},
+      {"keys.scales", kInvalid,
+       [&](A a) { a.keys.scales = scales, a.keys.num_scales = 2, a.keys.dtype = DType::bfloat16; }},
+      {"keys.scales", kInvalid,
+       [&](A a) { to_float8(a), a.keys.scales = moved(scales, 1), a.keys.num_scales = 2; }},
+      {"keys.num_scales", kInvalid,
+       [&](A a) { to_float8(a), a.keys.scales = scales, a.keys.num_scales = 0; }},
+      {"keys.num_scales", kInvalid,
+       [&](A a) { to_float8(a), a.keys.scales = scales, a.keys.num_scales = 3; }},
+      {"keys.num_scales", kInvalid,
+       [&](A a) { to_float8(a), a.keys.scales = scales, a.keys.num_scales = -1; }},
+      {"keys.num_scales", kInvalid, [&](A a) { to_float8(a), a.keys.num_scales = 2; }},
+      {"queries.dtype", kInvalid, [](A a) { a.queries.dtype = DType::float8_e4m3; }},
       {"page_stride", kInvalid, [](A a) { a.keys.page_stride = -1; }},
       {"page_stride", kInvalid, [](A a) { a.keys.page_stride = 31; }},
       {"slot_stride", kInvalid, [](A a) { a.keys.slot_stride = 31; }},
@@ -314,6 +330,15 @@ TEST_P(Misuse, AcceptsWhatIsAllowed) {
   args.device_status = nullptr;
   const Status s = e.indexer.next(args, e.stream.get());
   EXPECT_TRUE(s.ok()) << s.detail();
+  // One-byte keys lie anywhere; their scales are one, or one a KV head, or none.
+  for (const std::int32_t scales : {0, 1, 2}) {
+    args.keys.dtype = DType::float8_e4m3;
+    args.keys.data = reinterpret_cast<const char*>(e.keys.data()) + 3;
+    args.keys.scales = scales == 0 ? nullptr : e.phi.data();
+    args.keys.num_scales = scales;
+    const Status one_byte = e.indexer.next(args, e.stream.get());
+    EXPECT_TRUE(one_byte.ok()) << one_byte.detail();
+  }
   // One sequence needs less scratch, exactly what workspace_bytes() says.
   args = e.next();
   args.batch.batch_size = args.batch.query_tokens = 1;
@@ -388,7 +413,9 @@ TEST_P(Misuse, StatsRefusesByName) {
       {"lengths", kInvalid, [](A a) { a.batch.lengths = nullptr; }},
       {"host_lengths", kRange, [&](A a) { a.batch.host_lengths = too_long.data(); }},
       {"keys.data", kInvalid, [](A a) { a.keys.data = nullptr; }},
-      {"keys.dtype", kInvalid, [](A a) { a.keys.dtype = static_cast<DType>(3); }},
+      {"keys.dtype", kInvalid, [](A a) { a.keys.dtype = static_cast<DType>(4); }},
+      {"keys.scales", kInvalid,
+       [&](A a) { a.keys.scales = e.centroids.data(), a.keys.num_scales = 2; }},
       {"block_table", kInvalid, [&](A a) { a.keys.block_table = e.ints.data(); }},
       {"queries.data", kInvalid, [](A a) { a.queries.data = nullptr; }},
       {"queries.head_stride", kInvalid, [](A a) { a.queries.head_stride = 8; }},
@@ -439,6 +466,7 @@ TEST_P(Misuse, AppendRefusesByName) {
       {"host_lengths", kRange, [&](A a) { a.batch.host_lengths = negative; }},
       {"keys.data", kInvalid, [](A a) { a.keys.data = nullptr; }},
       {"keys.slot_stride", kInvalid, [](A a) { a.keys.slot_stride = 1; }},
+      {"keys.num_scales", kInvalid, [](A a) { a.keys.num_scales = 2; }},
       {"workspace.data", kInvalid, [](A a) { a.workspace.data = nullptr; }},
       {"workspace.bytes", StatusCode::workspace_too_small, [](A a) { a.workspace.bytes = 3; }},
       {"device_status", kInvalid, [](A a) { a.device_status = moved(a.device_status, 2); }},
@@ -490,6 +518,8 @@ TEST_P(Misuse, BuildRefusesByName) {
       {"length", kRange, [](A a) { a.length = 301; }},
       {"keys.data", kInvalid, [](A a) { a.keys.data = nullptr; }},
       {"keys.head_stride", kInvalid, [](A a) { a.keys.head_stride = 31; }},
+      {"keys.scales", kInvalid,
+       [&](A a) { a.keys.scales = e.centroids.data(), a.keys.num_scales = 1; }},
       {"workspace.data", kInvalid, [](A a) { a.workspace.data = nullptr; }},
       {"workspace.data", kInvalid,
        [](A a) { a.workspace.data = static_cast<char*>(a.workspace.data) + 16; }},

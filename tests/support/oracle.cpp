@@ -102,6 +102,13 @@ std::uint8_t float8_bits(float value) {
   return static_cast<std::uint8_t>(sign | (exponent + 7) << 3 | fraction);
 }
 
+float from_float8_bits(std::uint8_t bits) {
+  const int exponent = bits >> 3 & 15, fraction = bits & 7;
+  double magnitude = exponent == 0 ? fraction / 512.0 : std::ldexp(8 + fraction, exponent - 10);
+  if (exponent == 15 && fraction == 7) magnitude = std::numeric_limits<double>::quiet_NaN();
+  return static_cast<float>(bits >> 7 == 0 ? magnitude : -magnitude);
+}
+
 IndexerConfig resolved(IndexerConfig c) {
   if (c.encode_from < 0) c.encode_from = c.sink_size;
   if (c.dense_threshold < 0) c.dense_threshold = c.heavy_size + c.encode_from + 1 + (1 << c.bits);

@@ -20,6 +20,8 @@ float round_to(DType dtype, float value);
 std::uint16_t bits16(DType dtype, float value);
 /// The E4M3 pattern of a value that round_to() gave.
 std::uint8_t float8_bits(float value);
+/// What an E4M3 pattern stands for.
+float from_float8_bits(std::uint8_t bits);
 
 /// The engine's keys as float32: [num_pages][page_size][heads][dim], without padding.
 struct Cache {

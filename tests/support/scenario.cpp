@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "scenario.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -60,8 +62,29 @@ Layout query_layout(const Scenario& s) {  // batch, token, head
   return {tokens * token + 9, token, head};
 }
 
-void store(std::vector<std::uint8_t>& image, DType dtype, std::int64_t i, float value) {
-  if (dtype == DType::float32) {
+/// The same number, or both NaN.
+bool same(float a, float b) {
+  return std::isnan(a) ? std::isnan(b) : std::bit_cast<int>(a) == std::bit_cast<int>(b);
+}
+
+/// A pattern whose value times `scale` is `value`. Where it is not the one that division finds
+/// (a scale of 0, or one whose products underflow), any.
+std::uint8_t float8_pattern(float value, float scale) {
+  const std::uint8_t guess = float8_bits(round_to(DType::float8_e4m3, value / scale));
+  if (same(from_float8_bits(guess) * scale, value)) return guess;
+  for (int bits = 0; bits < 256; ++bits) {
+    const auto pattern = static_cast<std::uint8_t>(bits);
+    if (same(from_float8_bits(pattern) * scale, value)) return pattern;
+  }
+  ADD_FAILURE() << value << " is no E4M3 number times " << scale;
+  return 0;
+}
+
+void store(std::vector<std::uint8_t>& image, DType dtype, std::int64_t i, float value,
+           float scale = 1.0f) {
+  if (dtype == DType::float8_e4m3) {
+    image[static_cast<std::size_t>(i)] = float8_pattern(value, scale);
+  } else if (dtype == DType::float32) {
     std::memcpy(image.data() + i * 4, &value, 4);
   } else {
     const std::uint16_t bits = bits16(dtype, value);
@@ -123,6 +146,7 @@ struct World::Buffers {
                 static_cast<std::size_t>(query_extent(s)) *
                     static_cast<std::size_t>(dtype_size(s.query_dtype)),
                 s.misaligned ? static_cast<std::size_t>(dtype_size(s.query_dtype)) : 0),
+        scales(s.backend, s.key_scales),
         table(s.backend, static_cast<std::size_t>(s.config.max_sequences) * table_stride),
         slots(s.backend, s.config.max_sequences),
         lengths(s.backend,
@@ -152,6 +176,7 @@ struct World::Buffers {
   int table_stride, index_stride, dense_stride;
   std::size_t max_rows;
   DeviceBytes keys, queries;
+  DeviceBuffer<float> scales;
   DeviceBuffer<std::int32_t> table, slots, lengths, counts;
   DeviceBuffer<std::uint32_t> status;
   DeviceBuffer<std::int32_t> indices, list_lengths;
@@ -259,7 +284,33 @@ void World::fill_key(Values values, int head, int slot, int position, std::uint6
     for (float& x : key) x += 2.0f * static_cast<float>(drift.normal());
   }
   float* to = cache_.keys.data() + cache_.offset(oracle_.cache_slot(pages_[slot], position), head);
-  for (int i = 0; i < d; ++i) to[i] = round_to(setup_.key_dtype, key[i]);
+  if (setup_.key_dtype != DType::float8_e4m3) {
+    for (int i = 0; i < d; ++i) to[i] = round_to(setup_.key_dtype, key[i]);
+    return;
+  }
+  // As an engine quantizes; where a scale is no divisor, elements are what keys without would be.
+  const float scale = key_scale(head);
+  const float divisor = std::isfinite(scale) && scale != 0 ? scale : 1.0f;
+  for (int i = 0; i < d; ++i) {
+    const float element = round_to(DType::float8_e4m3, key[i] / divisor);
+    to[i] = from_float8_bits(float8_bits(element)) * scale;
+  }
+}
+
+float World::key_scale(int head) const {
+  const std::vector<float>& scales = setup_.key_scales;
+  return scales.empty() ? 1.0f : scales[scales.size() == 1 ? 0 : head];
+}
+
+void World::rescale(const std::vector<float>& scales) {
+  const std::vector<float> before = setup_.key_scales;
+  if (scales.size() != before.size()) return fail("rescale: another number of scales");
+  for (std::size_t i = 0; i < cache_.keys.size(); ++i) {
+    const std::size_t head = scales.size() == 1 ? 0 : i / cache_.dim % cache_.heads;
+    cache_.keys[i] = from_float8_bits(float8_pattern(cache_.keys[i], before[head])) * scales[head];
+  }
+  setup_.key_scales = scales;
+  buffers_->scales.upload(scales);
 }
 
 void World::overwrite(int slot, int from, int to, std::uint64_t seed) {
@@ -324,7 +375,9 @@ void World::show_sequence(std::vector<std::uint8_t>& image, int slot, int begin,
       const float* key = cache_.key(at, h);
       const std::int64_t to =
           at / cache_.page_size * l.page + at % cache_.page_size * l.slot + h * l.head;
-      for (int i = 0; i < c.head_dim; ++i) store(image, setup_.key_dtype, to + i, key[i]);
+      for (int i = 0; i < c.head_dim; ++i) {
+        store(image, setup_.key_dtype, to + i, key[i], key_scale(h));
+      }
     }
   }
 }
@@ -360,6 +413,10 @@ KeyView World::key_view() {
   v.page_stride = l.page;
   v.slot_stride = l.slot;
   v.head_stride = l.head;
+  if (!setup_.key_scales.empty()) {
+    v.scales = buffers_->scales.data();
+    v.num_scales = static_cast<std::int32_t>(setup_.key_scales.size());
+  }
   if (setup_.config.page_size > 0) {
     v.block_table = buffers_->table.data();
     v.block_table_stride = buffers_->table_stride;

@@ -39,6 +39,7 @@ struct Scenario {
   Backend backend = Backend::cpu;
   LaunchMode mode = LaunchMode::stream;
   DType key_dtype = DType::float32, query_dtype = DType::float32;
+  std::vector<float> key_scales;  ///< of float8_e4m3 keys: none, one, or one a KV head
   Values keys = Values::gaussian, queries = Values::gaussian, centroids = Values::gaussian;
   bool padded = false;      ///< heads outermost in a page, gaps between everything
   bool misaligned = false;  ///< keys and queries aligned to their element alone
@@ -125,6 +126,8 @@ class World {
   void overwrite(int slot, int from, int to, std::uint64_t seed);
   Cache& cache() { return cache_; }
   Pages& pages(int slot) { return pages_[slot]; }
+  /// Other scales, in the memory the last ones had; the elements of the cache stay.
+  void rescale(const std::vector<float>& scales);
   /// The next steps' queries [B, T, Hq, d], in place of random ones.
   void use_queries(std::vector<float> queries) { queries_ = std::move(queries); }
 
@@ -141,6 +144,7 @@ class World {
 
   void fail(const std::string& text);
   std::vector<float> random_vector(Values values, Random& random, int n, float scale) const;
+  float key_scale(int head) const;
   void fill_key(Values values, int head, int slot, int position, std::uint64_t seed);
   void show_keys(const HostBatch* batch, int build_slot, int build_length);
   void show_sequence(std::vector<std::uint8_t>& image, int slot, int begin, int n);

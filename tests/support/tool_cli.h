@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "half.h"
 #include "safetensors.h"
 
 namespace quarry::tools {
@@ -68,6 +69,33 @@ struct TraceParts {
   }
   void remove(const std::string& name) {
     std::erase_if(tensors, [&](const TensorSource& tensor) { return tensor.name == name; });
+  }
+};
+
+/// A trace's keys as an engine's FP8 cache would hold them, and as float32 of the same values.
+struct Float8Keys {
+  std::vector<std::uint8_t> bytes;
+  std::vector<float> scale, values;
+
+  /// `scales`: none (of 1), 1, or hkv.
+  Float8Keys(const TraceParts& parts, std::int64_t scales) : bytes(parts.k.size()) {
+    for (std::int64_t i = 0; i < scales; ++i) {
+      scale.push_back(0.0171f * static_cast<float>(1 + 3 * i));
+    }
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      const auto head = static_cast<std::int64_t>(i) / parts.d % parts.hkv;
+      const float s = scales == 0 ? 1.0f : scale[static_cast<std::size_t>(scales == 1 ? 0 : head)];
+      bytes[i] = float_to_float8(parts.k[i] / s);
+      values.push_back(float8_to_float(bytes[i]) * s);
+    }
+  }
+  /// Puts them in k's place; they must outlive what is written.
+  void put(TraceParts* parts) const {
+    parts->at("k").dtype = "F8_E4M3";
+    parts->at("k").data = bytes.data();
+    if (scale.empty()) return;
+    parts->tensors.push_back(
+        {"k_scale", "F32", {static_cast<std::int64_t>(scale.size())}, scale.data()});
   }
 };
 

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "half.h"
+
 namespace quarry {
 namespace {
 
@@ -316,6 +318,54 @@ TEST(Calibrate, MomentsThatDoNotFit) {
   options.query_moments = &other;
   refused(calibrate(Data::config(), {trace}, options, &made), "of 4 KV heads of 16");
   EXPECT_TRUE(made.codebooks.empty());
+}
+
+TEST(Calibrate, Float8KeysGiveTheCalibrationOfTheirValues) {
+  const Data data;
+  for (const std::int32_t scales : {0, 1, 2}) {
+    const float scale[] = {0.0171f, 0.053f};
+    std::vector<std::uint8_t> bytes;
+    std::vector<float> values;
+    for (std::size_t i = 0; i < data.keys.size(); ++i) {
+      const std::size_t head = i / Data::kD % Data::kHkv;
+      const float s = scales == 0 ? 1.0f : scale[scales == 1 ? 0 : head];
+      bytes.push_back(float_to_float8(data.keys[i] / s));
+      values.push_back(float8_to_float(bytes.back()) * s);
+    }
+    CalibrationTrace narrow = data.trace(), wide = data.trace();
+    wide.keys.data = values.data();
+    narrow.keys.data = bytes.data();
+    narrow.keys.dtype = DType::float8_e4m3;
+    if (scales > 0) narrow.keys.scales = scale, narrow.keys.num_scales = scales;
+    const Calibration a = must(Data::config(), {narrow}), b = must(Data::config(), {wide});
+    EXPECT_TRUE(a.codebooks == b.codebooks) << scales;
+    EXPECT_TRUE(a.rotation == b.rotation) << scales;
+    EXPECT_EQ(a.held_out_error, b.held_out_error) << scales;
+  }
+}
+
+TEST(Calibrate, ScalesThatFitNoKeysAreRefused) {
+  const Data data;
+  const float scale[] = {1, 1, 1};
+  Calibration out;
+  const auto refused = [&](DType dtype, std::int32_t scales, bool given) {
+    CalibrationTrace trace = data.trace();
+    trace.keys.dtype = dtype;
+    trace.keys.scales = given ? scale : nullptr;
+    trace.keys.num_scales = scales;
+    const Status s = calibrate(Data::config(), {trace}, {}, &out);
+    EXPECT_EQ(s.code(), StatusCode::invalid_argument) << scales;
+    EXPECT_NE(std::string(s.detail()).find("traces[0].keys: scales"), std::string::npos)
+        << s.detail();
+  };
+  refused(DType::float32, 1, true);
+  refused(DType::float8_e4m3, 3, true);
+  refused(DType::float8_e4m3, 0, true);
+  refused(DType::float8_e4m3, 2, false);
+  CalibrationTrace trace = data.trace();
+  trace.queries[0].dtype = DType::float8_e4m3;
+  EXPECT_NE(std::string(calibrate(Data::config(), {trace}, {}, &out).detail()).find("dtype 3"),
+            std::string::npos);
 }
 
 TEST(Calibrate, RefusesByName) {

@@ -4,7 +4,9 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <vector>
 
+#include "cpu/simd.h"
 #include "half.h"
 #include "support/oracle.h"
 #include "support/random.h"
@@ -75,6 +77,72 @@ TEST(Float8, WidensAndNarrowsBackEveryPattern) {
                 std::bit_cast<std::uint32_t>(static_cast<float>(float8_value(h))))
           << h;
       ASSERT_EQ(back, h);
+    }
+  }
+}
+
+// What kernels widen with, and the product that a scaled key is: rounded once, subnormals kept.
+TEST(Float8, EveryPatternTimesAScaleIsTheProductRoundedOnce) {
+  for (const float scale : {1.0f, 0.0173f, -3.7f, 0.0f, 0x1p-140f, 1e-38f, 1e38f, kInf, -kInf,
+                            std::numeric_limits<float>::quiet_NaN()}) {
+    for (std::uint32_t h = 0; h < 0x100u; ++h) {
+      const auto pattern = static_cast<std::uint8_t>(h);
+      const float plain = float8_to_float(pattern),
+                  by_product = float8_to_float_by_product(pattern);
+      const float got = scaled_element(&pattern, DType::float8_e4m3, scale, 0);
+      // A float32 product of at most 4 and 24 bits is exact in double.
+      const auto want = static_cast<float>(float8_value(h) * static_cast<double>(scale));
+      if (std::isnan(float8_value(h))) {
+        ASSERT_TRUE(std::isnan(by_product)) << h;
+      } else {
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(by_product), std::bit_cast<std::uint32_t>(plain))
+            << h;
+      }
+      if (std::isnan(want)) {
+        ASSERT_TRUE(std::isnan(got)) << h << " times " << scale;
+      } else {
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(got), std::bit_cast<std::uint32_t>(want))
+            << h << " times " << scale;
+      }
+    }
+  }
+}
+
+// The vectors' loads, and the rest of a row that fills none.
+TEST(Float8, RowsOfEveryPatternAreReadAsOneByOne) {
+  constexpr int kCount = 256;
+  std::vector<std::uint8_t> bytes(kCount + 8);
+  for (int i = 0; i < kCount + 8; ++i) bytes[i] = static_cast<std::uint8_t>(i);
+  for (const float scale : {1.0f, 0.0173f, 0x1p-140f}) {
+    for (const int d : {8, 24, 256}) {
+      for (const std::int64_t offset : {0, 3, 120}) {
+        if (offset + d > kCount + 8) continue;
+        std::vector<float> wide(d), sum(d, 0.5f), q(d);
+        cpu::widen(bytes.data(), DType::float8_e4m3, scale, offset, d, nullptr, wide.data());
+        cpu::accumulate(bytes.data(), DType::float8_e4m3, scale, offset, d, sum.data());
+        float dot = 0;
+        for (int i = 0; i < d; ++i) q[i] = static_cast<float>(i % 5 - 2);
+        cpu::dots(q.data(), bytes.data(), DType::float8_e4m3, scale, &offset, 1, d, &dot);
+        double want_dot = 0, magnitude = 0;
+        for (int i = 0; i < d; ++i) {
+          const auto value =
+              static_cast<float>(float8_value(bytes[offset + i]) * static_cast<double>(scale));
+          const float want_sum = 0.5f + value;
+          want_dot += static_cast<double>(q[i]) * static_cast<double>(value);
+          magnitude += std::abs(static_cast<double>(q[i]) * static_cast<double>(value));
+          if (std::isnan(value)) {
+            ASSERT_TRUE(std::isnan(wide[i]) && std::isnan(sum[i]));
+            continue;
+          }
+          ASSERT_EQ(std::bit_cast<std::uint32_t>(wide[i]), std::bit_cast<std::uint32_t>(value));
+          ASSERT_EQ(sum[i], want_sum);
+        }
+        if (std::isnan(want_dot)) {
+          EXPECT_TRUE(std::isnan(dot));
+        } else {
+          EXPECT_NEAR(dot, want_dot, magnitude * 0x1p-16);
+        }
+      }
     }
   }
 }
