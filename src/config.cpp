@@ -137,18 +137,18 @@ Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out)
   if (c.softmax_scale == 0) {
     c.softmax_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   }
-  // Scan keeps scores out of memory, where a reduction over heads would look for them.
-  const bool per_head = c.gqa_reduction == GqaReduction::per_head;
   const Stages& stages = *stages_of(backend);
-  const bool scans = per_head && stages.scan != nullptr && stages.scan_serves(make_view(c));
+  const bool scans = stages.scan != nullptr && stages.scan_serves(make_view(c));
   if (c.algorithm == Algorithm::scan && stages.scan == nullptr) {
     return Status(StatusCode::unsupported, "config.algorithm scan is not built for backend %s",
                   to_string(backend));
   }
-  if (c.algorithm == Algorithm::scan && !per_head) {
+  // A backend's scan serves reductions for every shape or for none.
+  if (c.algorithm == Algorithm::scan && !scans && c.gqa_reduction != GqaReduction::per_head) {
     return Status(StatusCode::unsupported,
-                  "config.algorithm scan does not serve config.gqa_reduction %s, staged does",
-                  to_string(c.gqa_reduction));
+                  "config.algorithm scan does not serve config.gqa_reduction %s on backend %s, "
+                  "staged does",
+                  to_string(c.gqa_reduction), to_string(backend));
   }
   if (c.algorithm == Algorithm::scan && !scans) {
     return Status(StatusCode::unsupported,
