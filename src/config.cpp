@@ -99,11 +99,13 @@ Status check_relations(const IndexerConfig& c) {
 
 /// Whether `automatic` takes a scan that serves the configuration (docs/design.md). On the CPU it
 /// does not where scan's filter would never be used: pages without whole tiles of 16 keys, or a
-/// heavy part (r * K) of more than an eighth of the longest sequence. On CUDA it does not yet:
-/// the scan there is for who asks for it, until it has been through compute-sanitizer.
+/// heavy part (r * K) of more than an eighth of the longest sequence; nor under softmax_sum, which
+/// must score every key whatever a filter says (docs/scan-notes.md has the times). On CUDA it does
+/// not yet: the scan there is for who asks for it, until it has been through compute-sanitizer.
 bool prefers_scan(const IndexerConfig& c, Backend backend) {
   if (backend != Backend::cpu) return false;
-  return c.page_size % 16 == 0 && c.refine_factor * c.heavy_size <= c.max_seq_len / 8;
+  return c.gqa_reduction != GqaReduction::softmax_sum && c.page_size % 16 == 0 &&
+         c.refine_factor * c.heavy_size <= c.max_seq_len / 8;
 }
 
 }  // namespace
