@@ -22,13 +22,15 @@ namespace {
 
 static_assert(std::is_trivially_destructible_v<ScanRow>);
 static_assert(std::is_trivially_destructible_v<Filter>);
+static_assert(std::is_trivially_destructible_v<Best>);
 
 /// How a call is cut, and what it needs: that is a function of shapes alone.
 struct Layout {
   static constexpr std::int32_t kTasks = 64;        // enough for any machine's threads
   static constexpr std::int32_t kShortest = 16384;  // of a piece
+  static constexpr std::int32_t kLikely = 3;        // times K are kept of what may rank high
 
-  std::int32_t k, capacity, refine_capacity;
+  std::int32_t k, capacity, refine_capacity, likely_capacity;
   std::int32_t lists, heads, filters;  // of a group; of a list; of a list
   std::int64_t groups, tasks;
   std::int32_t pieces;      // of a group
@@ -43,6 +45,7 @@ struct Layout {
     k = ix.refine_factor * ix.heavy_size;
     capacity = Best::capacity(k, ix.max_seq_len);
     refine_capacity = Best::capacity(ix.heavy_size, k);
+    likely_capacity = Best::capacity(kLikely * k, ix.max_seq_len);
     reduces = ix.reduction != GqaReduction::per_head;
     sums = ix.reduction == GqaReduction::sum;
     softmaxes = ix.reduction == GqaReduction::softmax_sum;
@@ -63,16 +66,19 @@ struct Layout {
 struct Scratch {
   RowState* states;  ///< [B, T]
   // Of a task.
-  ScanRow* rows;           ///< [lists]
-  std::uint32_t* best;     ///< [lists], Best::bytes() each
-  Filter* filters;         ///< [lists, filters]
-  std::uint8_t* tables;    ///< [lists, filters][m][filter_entries]
-  float* luts;             ///< [G][m][ksub]
-  float* scores;           ///< [G][kScanStaged], with a reduction
-  float* survivor_biases;  ///< [G][Survivors::kMost], with a reduction and blocks
-  float* sum_lut;          ///< [m][ksub], sum
-  float* largest;          ///< [G], softmax_sum
-  std::uint64_t* weights;  ///< [G], softmax_sum
+  ScanRow* rows;               ///< [lists]
+  std::uint32_t* best;         ///< [lists], Best::bytes() each
+  Filter* filters;             ///< [lists, filters]
+  std::uint8_t* tables;        ///< [lists, filters][m][filter_entries]
+  float* luts;                 ///< [G][m][ksub]
+  float* scores;               ///< [G][kScanStaged], with a reduction
+  float* survivor_biases;      ///< [G][Survivors::kMost], with a reduction and blocks
+  float* sum_lut;              ///< [m][ksub], sum
+  float* largest;              ///< [G], softmax_sum
+  std::uint64_t* weights;      ///< [G], softmax_sum
+  HeadSoftmax* guesses;        ///< [G], softmax_sum
+  Best* likely;                ///< softmax_sum
+  std::uint32_t* likely_best;  ///< Best::bytes(), softmax_sum
   // Of a group.
   float* biases;         ///< [G][bias_stride]
   float* sum_biases;     ///< [bias_stride], sum
@@ -100,6 +106,10 @@ struct Scratch {
     sum_lut = arena.take<float>(layout.sums ? tasks : 0, entries);
     largest = arena.take<float>(layout.softmaxes ? tasks : 0, g);
     weights = arena.take<std::uint64_t>(layout.softmaxes ? tasks : 0, g);
+    guesses = arena.take<HeadSoftmax>(layout.softmaxes ? tasks : 0, g);
+    likely = arena.take<Best>(layout.softmaxes ? tasks : 0);
+    likely_best =
+        arena.take<std::uint32_t>(layout.softmaxes ? tasks : 0, 2, layout.likely_capacity);
     biases = arena.take<float>(groups, g, layout.bias_stride);
     sum_biases = arena.take<float>(layout.sums ? groups : 0, layout.bias_stride);
     softmax = arena.take<HeadSoftmax>(layout.softmaxes ? groups : 0, g);
@@ -175,7 +185,9 @@ struct Scan {
         at(layout.reduces && blocks, scratch.survivor_biases, task.index * g * Survivors::kMost),
         at(layout.sums, scratch.sum_lut, task.index * entries),
         at(layout.sums && blocks, scratch.sum_biases, task.group * layout.bias_stride),
-        softmax(task)};
+        softmax(task),
+        at(layout.softmaxes, scratch.guesses, task.index * g),
+        at(layout.softmaxes, scratch.likely, task.index)};
   }
 
   /// The task's rows, empty, and its tables.
@@ -192,6 +204,10 @@ struct Scan {
       }
       const Best empty(scratch.best + list * 2 * layout.capacity, layout.capacity, layout.k);
       new (group.rows + i) ScanRow{empty, filters, group.luts + i * layout.heads * entries};
+    }
+    if (layout.softmaxes) {
+      new (group.likely) Best(scratch.likely_best + task.index * 2 * layout.likely_capacity,
+                              layout.likely_capacity, Layout::kLikely * layout.k);
     }
     if (task.first < task.end) scan_tables(group, task.first, task.end);
   }
@@ -226,6 +242,11 @@ struct Scan {
     }
   }
 
+  void find_best(const Task& task, const ScanGroup& group) const {
+    if (layout.softmaxes && scan_likely(group)) return;
+    scan_group(group, task.first, task.end);
+  }
+
   /// A group that is in one piece, from its tables to its lists.
   void run_whole(const Task& task) const {
     const RowQuery first = query(task);
@@ -238,7 +259,7 @@ struct Scan {
         find_weights(task, group);
         join_weights(task);
       }
-      scan_group(group, task.first, task.end);
+      find_best(task, group);
     }
     for (std::int32_t i = 0; i < layout.lists; ++i) finish(task, i, group.rows[i].best);
   }
@@ -252,7 +273,7 @@ struct Scan {
     if (part == (layout.softmaxes ? Part::largest : Part::select)) start(task, group);
     if (part == Part::largest) find_largest(task, group);
     if (part == Part::weights) find_weights(task, group);
-    if (part == Part::select && task.first < task.end) scan_group(group, task.first, task.end);
+    if (part == Part::select && task.first < task.end) find_best(task, group);
   }
 
   /// One list from its best, where a group is cut.

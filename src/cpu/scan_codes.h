@@ -205,41 +205,55 @@ class Survivors {
   Survivors(const IndexView& index, float* biases, float* scores, std::int64_t stride)
       : index_(index), biases_(biases), scores_(scores), stride_(stride) {}
 
-  /// use(positions, count) each time the scores of some are there.
+  /// use(positions, count) each time the scores of some of the keys that passed are there.
   template <class Use>
   void score(const RowTables& tables, TileHits& hits, const Codes& codes, Use&& use) {
-    const std::int32_t bytes = index_.code_bytes;
-    std::int32_t found = 0;
     hits.each(codes, [&](std::int32_t tile, std::uint32_t bits) {
-      const std::uint8_t* code = codes.data + std::int64_t{tile} * kScanTile * bytes;
+      const std::uint8_t* code = codes.data + std::int64_t{tile} * kScanTile * index_.code_bytes;
       for (; bits != 0; bits &= bits - 1) {
         const std::int32_t in_tile = std::countr_zero(bits);
-        const std::int32_t position = codes.base + tile * kScanTile + in_tile;
-        std::uint8_t* to = codes_ + found / 16 * 16 * bytes + found % 16;
-        for (std::int32_t byte = 0; byte < bytes; ++byte) {
-          to[byte * 16] = code[byte * kScanTile + in_tile];
-        }
-        if (index_.block_size > 0) {
-          const std::int32_t block = position / index_.block_size;
-          for (std::int32_t r = 0; r < tables.rows; ++r) {
-            biases_[r * kMost + found] = tables.biases[r * tables.bias_stride + block];
-          }
-        }
-        positions_[found++] = position;
+        put(tables, codes.base + tile * kScanTile + in_tile, code + in_tile, kScanTile);
       }
-      if (found > kMost - kScanTile) {
-        flush(tables, found);
-        use(positions_, found);
-        found = 0;
-      }
+      if (found_ > kMost - kScanTile) flush(tables, use);
     });
-    if (found == 0) return;
-    flush(tables, found);
-    use(positions_, found);
+    flush(tables, use);
+  }
+  /// The same of `count` positions.
+  template <class Use>
+  void score(const RowTables& tables, const CodeReader& reader, const std::int32_t* positions,
+             std::int32_t count, Use&& use) {
+    for (std::int32_t i = 0; i < count; ++i) {
+      put(tables, positions[i], reader.at(positions[i]), index_.tile);
+      if (found_ == kMost) flush(tables, use);
+    }
+    flush(tables, use);
   }
 
  private:
-  void flush(const RowTables& tables, std::int32_t found) {
+  /// `code`: its byte 0, the next ones `tile` apart.
+  void put(const RowTables& tables, std::int32_t position, const std::uint8_t* code,
+           std::int32_t tile) {
+    std::uint8_t* to = codes_ + found_ / 16 * 16 * index_.code_bytes + found_ % 16;
+    for (std::int32_t byte = 0; byte < index_.code_bytes; ++byte) to[byte * 16] = code[byte * tile];
+    if (index_.block_size > 0) {
+      const std::int32_t block = position / index_.block_size;
+      for (std::int32_t r = 0; r < tables.rows; ++r) {
+        biases_[r * kMost + found_] = tables.biases[r * tables.bias_stride + block];
+      }
+    }
+    positions_[found_++] = position;
+  }
+
+  template <class Use>
+  void flush(const RowTables& tables, Use&& use) {
+    const std::int32_t found = found_;
+    found_ = 0;
+    if (found == 0) return;
+    complete(tables, found);
+    use(positions_, found);
+  }
+
+  void complete(const RowTables& tables, std::int32_t found) {
     const std::int32_t bytes = index_.code_bytes;
     for (std::int32_t i = found; i % 16 != 0; ++i) {  // no code is without a key
       std::uint8_t* to = codes_ + i / 16 * 16 * bytes + i % 16;
@@ -256,6 +270,7 @@ class Survivors {
   const IndexView& index_;
   float *biases_, *scores_;
   std::int64_t stride_;
+  std::int32_t found_ = 0;
   std::int32_t positions_[kMost];
   alignas(64) std::uint8_t codes_[kMost * kMostCodeBytes];
 };

@@ -42,6 +42,8 @@ struct ScanGroup {
   float* sum_lut;              ///< [m][ksub], sum alone
   float* sum_biases;           ///< [bias_stride], sum alone
   const HeadSoftmax* softmax;  ///< [group_size], softmax_sum alone
+  HeadSoftmax* guesses;        ///< [group_size], softmax_sum alone: softmax as a sample has it
+  Best* likely;                ///< softmax_sum alone: those that rank high by `guesses`
 
   bool reduces() const { return reduction != GqaReduction::per_head; }
   /// Of a list.
@@ -65,8 +67,12 @@ void scan_group(const ScanGroup& group, std::int32_t first, std::int32_t end);
 /// nothing else. The group has one row, whose filters are used.
 void scan_largest(const ScanGroup& group, std::int32_t first, std::int32_t end, float* largest);
 
-/// weights[g]: the sum of head g's fixed weights, given softmax[g].largest.
+/// weights[g]: the sum of head g's fixed weights, given softmax[g].largest. In passing, what is
+/// likely to rank high goes to `likely`.
 void scan_weights(const ScanGroup& group, std::int32_t first, std::int32_t end,
                   std::uint64_t* weights);
+
+/// scan_group() from `likely` alone. False, and nothing is left, where they might not be all.
+bool scan_likely(const ScanGroup& group);
 
 }  // namespace quarry::cpu
