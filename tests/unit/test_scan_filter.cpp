@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/reduce_rows.h"
 #include "cpu/scan_filter.h"
 #include "cpu/select_scan.h"
 #include "half.h"
@@ -276,6 +277,30 @@ TEST(Filter, HasNoBoundWhereNumbersAreNotFinite) {
   EXPECT_EQ(filter.limit(-kInf), 0);
   EXPECT_GT(filter.limit(0), 0);
   EXPECT_EQ(filter.limit(-1), 0);
+}
+
+TEST(Weigh, IsWeightOfAndAddsShares) {
+  on_every_target([] {
+    Random random(5);
+    for (const int count : {1, 15, 16, 33, 1000}) {
+      std::vector<float> scores(count), before(count);
+      for (int i = 0; i < count; ++i) {
+        scores[i] = static_cast<float>(random.normal() * 10 - 30);
+        if (random.integer(0, 20) == 0) scores[i] = i % 2 == 0 ? std::nanf("") : -kInf;
+        before[i] = static_cast<float>(random.uniform());
+      }
+      scores[count / 2] = 3;
+      std::vector<float> shares = before;
+      std::uint64_t want = 0;
+      for (const float s : scores) want += fixed_weight(softmax_weight(s, 3, 0.7f));
+      EXPECT_EQ(weight_of(scores.data(), count, 3, 0.7f), want);
+      EXPECT_EQ(weigh(scores.data(), count, 3, 0.7f, 0.3f, shares.data()), want);
+      for (int i = 0; i < count; ++i) {
+        const float share = std::fmaf(softmax_weight(scores[i], 3, 0.7f), 0.3f, before[i]);
+        ASSERT_TRUE(shares[i] == share || (std::isnan(shares[i]) && std::isnan(share))) << i;
+      }
+    }
+  });
 }
 
 TEST(SelectionLoops, AreWhatStdDoes) {
