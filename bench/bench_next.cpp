@@ -30,7 +30,11 @@ void add(const Workload& workload) {
     const Workload chosen = quarry::bench::with(algorithm, workload);
     quarry::bench::for_each_backend(
         std::string("next/") + workload.name + "/" + quarry::to_string(algorithm),
-        [chosen](benchmark::State& state, Backend backend) { next(state, chosen, backend); });
+        [chosen](benchmark::State& state, Backend backend) { next(state, chosen, backend); },
+        [chosen](Backend backend) {
+          quarry::IndexerConfig resolved;
+          return quarry::resolve(chosen.config, backend, &resolved).ok();
+        });
   }
 }
 
@@ -48,6 +52,14 @@ int main(int argc, char** argv) {
     quarry::bench::add_faiss(workload, /*fast_scan=*/false);
     quarry::bench::add_faiss(workload, /*fast_scan=*/true);
   }
+  using quarry::GqaReduction;
+  for (const GqaReduction reduction :
+       {GqaReduction::per_head, GqaReduction::sum, GqaReduction::softmax_sum, GqaReduction::max}) {
+    for (const int m : {8, 16}) add(quarry::bench::reduced(reduction, m));
+  }
+  // The same keys in pages, whose order is random.
+  add(quarry::bench::paged(exact, 16, "original_paged16"));
+  add(quarry::bench::paged(exact, 64, "original_paged64"));
   add(quarry::bench::original_rotated());
   add(quarry::bench::original_refined());
   add(quarry::bench::gqa_128k());

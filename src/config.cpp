@@ -99,11 +99,13 @@ Status check_relations(const IndexerConfig& c) {
 
 /// Whether `automatic` takes a scan that serves the configuration (docs/design.md). On the CPU it
 /// does not where scan's filter would never be used: pages without whole tiles of 16 keys, or a
-/// heavy part (r * K) of more than an eighth of the longest sequence. On CUDA it does not yet:
-/// the scan there is for who asks for it, until it has been through compute-sanitizer.
+/// heavy part (r * K) of more than an eighth of the longest sequence; nor under softmax_sum, which
+/// must score every key whatever a filter says (docs/scan-notes.md has the times). On CUDA it does
+/// not yet: the scan there is for who asks for it, until it has been through compute-sanitizer.
 bool prefers_scan(const IndexerConfig& c, Backend backend) {
   if (backend != Backend::cpu) return false;
-  return c.page_size % 16 == 0 && c.refine_factor * c.heavy_size <= c.max_seq_len / 8;
+  return c.gqa_reduction != GqaReduction::softmax_sum && c.page_size % 16 == 0 &&
+         c.refine_factor * c.heavy_size <= c.max_seq_len / 8;
 }
 
 }  // namespace
@@ -137,18 +139,18 @@ Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out)
   if (c.softmax_scale == 0) {
     c.softmax_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   }
-  // Scan keeps scores out of memory, where a reduction over heads would look for them.
-  const bool per_head = c.gqa_reduction == GqaReduction::per_head;
   const Stages& stages = *stages_of(backend);
-  const bool scans = per_head && stages.scan != nullptr && stages.scan_serves(make_view(c));
+  const bool scans = stages.scan != nullptr && stages.scan_serves(make_view(c));
   if (c.algorithm == Algorithm::scan && stages.scan == nullptr) {
     return Status(StatusCode::unsupported, "config.algorithm scan is not built for backend %s",
                   to_string(backend));
   }
-  if (c.algorithm == Algorithm::scan && !per_head) {
+  // A backend's scan serves reductions for every shape or for none.
+  if (c.algorithm == Algorithm::scan && !scans && c.gqa_reduction != GqaReduction::per_head) {
     return Status(StatusCode::unsupported,
-                  "config.algorithm scan does not serve config.gqa_reduction %s, staged does",
-                  to_string(c.gqa_reduction));
+                  "config.algorithm scan does not serve config.gqa_reduction %s on backend %s, "
+                  "staged does",
+                  to_string(c.gqa_reduction), to_string(backend));
   }
   if (c.algorithm == Algorithm::scan && !scans) {
     return Status(StatusCode::unsupported,

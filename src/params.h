@@ -29,6 +29,7 @@ struct IndexView {
   std::int32_t sink_size, heavy_size, window_size, encode_from;
   std::int32_t dense_limit;  ///< max(dense_threshold, sink + heavy + window)
   std::int32_t refine_factor;
+  GqaReduction reduction;
   Metric metric;
   bool rotated;  ///< keys and queries are rotated
 
@@ -256,6 +257,7 @@ struct ScanParams {
   QueryView queries;
   EmitParams emit;        ///< its outputs; rows, heavy and heavy_counts are null
   void* backend_scratch;  ///< scan_scratch_bytes() of the backend
+  float scale;            ///< softmax_scale
 };
 
 /// Stage sample, of stats(): states[b] as stage encode finds them, with `seen` left as it is,

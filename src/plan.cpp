@@ -42,6 +42,7 @@ IndexView make_view(const IndexerConfig& c) noexcept {
   v.encode_from = c.encode_from;
   v.dense_limit = std::max(c.dense_threshold, c.sink_size + c.heavy_size + c.window_size);
   v.refine_factor = c.refine_factor;
+  v.reduction = c.gqa_reduction;
   v.metric = c.metric;
   v.rotated = c.rotation;
   v.page_size = c.page_size > 0 ? c.page_size : c.max_seq_len;

@@ -110,8 +110,13 @@ EmitParams make_emit(const Plan& plan, const NextArgs& args, const StepView& ste
 
 ScanParams make_scan(const Plan& plan, const NextArgs& args, const NextBuffers& buffers) noexcept {
   const StepView step = make_step(args.batch, args.keys, buffers.states, args.device_status);
-  return {plan.view,           step, args.keys, args.queries, make_emit(plan, args, step),
-          buffers.scan_scratch};
+  return {plan.view,
+          step,
+          args.keys,
+          args.queries,
+          make_emit(plan, args, step),
+          buffers.scan_scratch,
+          plan.softmax_scale};
 }
 
 Status run_staged(const StagedStep& step, const Stages& stages, const Launch& launch) noexcept {

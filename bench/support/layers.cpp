@@ -2,6 +2,7 @@
 #include "support/layers.h"
 
 #include <algorithm>
+#include <numeric>
 #include <random>
 #include <utility>
 
@@ -41,6 +42,26 @@ Workload original_refined() {
   w.name = "original_refine4";
   w.config.refine_factor = 4;
   return w;
+}
+
+Workload reduced(GqaReduction reduction, std::int32_t m) {
+  const char* const names[][2] = {{"gqa4_per_head_m8_b4", "gqa4_per_head_m16_b4"},
+                                  {"gqa4_sum_m8_b4", "gqa4_sum_m16_b4"},
+                                  {"gqa4_softmax_sum_m8_b4", "gqa4_softmax_sum_m16_b4"},
+                                  {"gqa4_max_m8_b4", "gqa4_max_m16_b4"}};
+  Workload w = codes_of(m, 4);
+  w.name = names[static_cast<int>(reduction)][m == 8 ? 0 : 1];
+  w.config.num_kv_heads = 8;
+  w.config.gqa_reduction = reduction;
+  return w;
+}
+
+Workload paged(Workload workload, std::int32_t page_size, const char* name) {
+  workload.name = name;
+  workload.config.page_size = page_size;
+  workload.config.num_pages =
+      std::int64_t{workload.config.max_sequences} * (workload.config.max_seq_len / page_size);
+  return workload;
 }
 
 Workload within_block(Workload workload, const char* name) {
@@ -128,7 +149,8 @@ KeyCache::KeyCache(const Workload& workload, DeviceQueue& queue) {
   view_.dtype = workload.dtype;
   view_.head_stride = c.head_dim;
   view_.slot_stride = static_cast<std::int64_t>(row);
-  view_.page_stride = static_cast<std::int64_t>(row) * c.max_seq_len;
+  view_.page_stride =
+      static_cast<std::int64_t>(row) * (c.page_size > 0 ? c.page_size : c.max_seq_len);
 }
 
 Layer::Layer(const Workload& workload, Backend backend, const KeyCache& keys, DeviceQueue& queue,
@@ -165,6 +187,14 @@ Status Layer::fill(const Workload& workload, Backend backend, const KeyCache& ke
   const auto sequences = static_cast<std::size_t>(c.max_sequences);
 
   args_.keys = keys.view();
+  if (c.page_size > 0) {
+    std::vector<std::int32_t> pages(static_cast<std::size_t>(c.num_pages));
+    std::iota(pages.begin(), pages.end(), 0);
+    std::shuffle(pages.begin(), pages.end(), std::mt19937_64(seed));
+    args_.keys.block_table =
+        static_cast<const std::int32_t*>(put(pages.data(), pages.size() * sizeof(std::int32_t)));
+    args_.keys.block_table_stride = c.num_pages / c.max_sequences;
+  }
 
   CodebookArgs books;
   books.codebooks = put_floats(heads * d << c.bits, seed + 1);
@@ -250,9 +280,10 @@ Status Model::status() const {
 }
 
 void for_each_backend(const std::string& name,
-                      const std::function<void(benchmark::State&, Backend)>& run) {
+                      const std::function<void(benchmark::State&, Backend)>& run,
+                      const std::function<bool(Backend)>& serves) {
   for (const Backend backend : {Backend::cpu, Backend::cuda}) {
-    if (!backend_available(backend)) continue;
+    if (!backend_available(backend) || (serves && !serves(backend))) continue;
     const std::string full = name + "/" + to_string(backend);
     benchmark::RegisterBenchmark(full.c_str(),
                                  [run, backend](benchmark::State& state) { run(state, backend); })

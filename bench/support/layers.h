@@ -25,6 +25,10 @@ Workload original_rotated();                        ///< the original and a rota
 Workload original_refined();                        ///< the original and refine 4
 /// The same a position earlier: no block is completed, as in 63 of 64 steps.
 Workload within_block(Workload workload, const char* name);
+/// codes_of(m, 4) with Hkv 8, one list for 4 query heads.
+Workload reduced(GqaReduction reduction, std::int32_t m);
+/// The same cache in pages, in random order.
+Workload paged(Workload workload, std::int32_t page_size, const char* name);
 Workload gqa_128k();                           ///< Hq 32, Hkv 8, 131072 positions, m=2 b=6
 Workload rows_256();                           ///< B=8, 32 heads, 131072 positions, K=1024
 Workload recommended(std::int32_t sequences);  ///< Hq 32, Hkv 8, 131072, K=256
@@ -85,9 +89,11 @@ struct Model {
   std::vector<Layer> layers;
 };
 
-/// Registers `run(state, backend)` for every backend that is there.
+/// Registers `run(state, backend)` for every backend that is there and, where `serves` is given,
+/// serves it.
 void for_each_backend(const std::string& name,
-                      const std::function<void(benchmark::State&, Backend)>& run);
+                      const std::function<void(benchmark::State&, Backend)>& run,
+                      const std::function<bool(Backend)>& serves = nullptr);
 
 /// Normal deviates of unit variance, the same for the same seed.
 std::vector<float> normal(std::size_t count, unsigned seed);

@@ -26,7 +26,8 @@ enum class Algorithm : std::int32_t {
 
 /// What becomes of the query heads that share a KV head. All but per_head give one list a KV
 /// head, by a score that is made of its G query heads' own, position by position, in float32.
-/// Algorithm `staged` alone serves them. docs/design.md, "One list a KV head", has the numbers.
+/// Both algorithms of the CPU serve them, `staged` alone on CUDA. docs/design.md, "One list a KV
+/// head", has the numbers.
 enum class GqaReduction : std::int32_t {
   per_head = 0,  ///< one list a query head
   /// Scores added in ascending head. A NaN of any head ranks the position below every number.

@@ -9,7 +9,9 @@
 
 namespace quarry::cuda {
 
-bool scan_serves(const IndexView& ix) noexcept { return plan_serves(ix); }
+bool scan_serves(const IndexView& ix) noexcept {
+  return ix.reduction == GqaReduction::per_head && plan_serves(ix);
+}
 
 std::size_t scan_scratch_bytes(const IndexView& ix, std::int32_t batch_size,
                                std::int32_t query_tokens) noexcept {

@@ -65,8 +65,10 @@ HWY_ATTR float LargestOf(const float* scores, std::int32_t count) {
   return result;
 }
 
-HWY_ATTR std::uint64_t WeightOf(const float* scores, std::int32_t count, float largest,
-                                float scale) {
+/// kShares: weights are also added up in shares[], as softmaxes are.
+template <bool kShares>
+HWY_ATTR std::uint64_t weigh_lanes(const float* scores, std::int32_t count, float largest,
+                                   float scale, float inverse, float* shares) {
   const DF df;
   const DI di;
   const VF most = hn::Set(df, largest), factor = hn::Set(df, scale);
@@ -82,6 +84,10 @@ HWY_ATTR std::uint64_t WeightOf(const float* scores, std::int32_t count, float l
     VI upper = hn::Zero(di), lower = hn::Zero(di);
     for (; i + kLanes <= stop; i += kLanes) {
       const VF weight = weight_lanes(hn::LoadU(df, scores + i), most, factor);
+      if constexpr (kShares) {
+        const VF share = fma(weight, hn::Set(df, inverse), hn::LoadU(df, shares + i));
+        hn::StoreU(share, df, shares + i);
+      }
       const VF units = hn::IfThenZeroElse(hn::IsNaN(weight), hn::Mul(weight, unit));
       const VF rounded = hn::Sub(hn::Add(units, integer), integer);
       const VF whole = hn::IfThenElse(hn::Lt(units, integer), rounded, units);
@@ -98,8 +104,22 @@ HWY_ATTR std::uint64_t WeightOf(const float* scores, std::int32_t count, float l
       sum += static_cast<std::uint64_t>(lowers[l]);
     }
   }
-  for (; i < count; ++i) sum += fixed_weight(softmax_weight(scores[i], largest, scale));
+  for (; i < count; ++i) {
+    const float weight = softmax_weight(scores[i], largest, scale);
+    if constexpr (kShares) shares[i] = fmaf(weight, inverse, shares[i]);
+    sum += fixed_weight(weight);
+  }
   return sum;
+}
+
+HWY_ATTR std::uint64_t WeightOf(const float* scores, std::int32_t count, float largest,
+                                float scale) {
+  return weigh_lanes<false>(scores, count, largest, scale, 0, nullptr);
+}
+
+HWY_ATTR std::uint64_t Weigh(const float* scores, std::int32_t count, float largest, float scale,
+                             float inverse, float* shares) {
+  return weigh_lanes<true>(scores, count, largest, scale, inverse, shares);
 }
 
 template <GqaReduction kReduction>
@@ -155,6 +175,7 @@ namespace quarry::cpu {
 
 HWY_EXPORT(LargestOf);
 HWY_EXPORT(WeightOf);
+HWY_EXPORT(Weigh);
 HWY_EXPORT(ReducePositions);
 
 float largest_of(const float* scores, std::int32_t count) {
@@ -163,6 +184,11 @@ float largest_of(const float* scores, std::int32_t count) {
 
 std::uint64_t weight_of(const float* scores, std::int32_t count, float largest, float scale) {
   return HWY_DYNAMIC_DISPATCH(WeightOf)(scores, count, largest, scale);
+}
+
+std::uint64_t weigh(const float* scores, std::int32_t count, float largest, float scale,
+                    float inverse, float* shares) {
+  return HWY_DYNAMIC_DISPATCH(Weigh)(scores, count, largest, scale, inverse, shares);
 }
 
 void reduce_positions(GqaReduction reduction, float* scores, std::int64_t stride,

@@ -16,6 +16,10 @@ float largest_of(const float* scores, std::int32_t count);
 /// Sum of fixed_weight(softmax_weight(scores[i], largest, scale)), i < count.
 std::uint64_t weight_of(const float* scores, std::int32_t count, float largest, float scale);
 
+/// The same sum; and adds each weight times `inverse` to shares[i], in one rounding.
+std::uint64_t weigh(const float* scores, std::int32_t count, float largest, float scale,
+                    float inverse, float* shares);
+
 /// scores[i] = reduce_position() of scores[i], scores[i + stride], .., i < count.
 void reduce_positions(GqaReduction reduction, float* scores, std::int64_t stride,
                       std::int32_t group, std::int32_t count, float scale,

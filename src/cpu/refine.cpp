@@ -11,12 +11,9 @@
 
 namespace quarry::cpu {
 
-namespace {
-
-/// Of one list row: `heads` query heads from the row's on, their scores `stride` apart.
-void refine_heads(const RowQuery& row, std::int32_t heads, const KeyView& keys,
-                  const std::int32_t* positions, std::int32_t count, float* scores,
-                  std::int64_t stride) {
+void refine_row(const RowQuery& row, std::int32_t heads, const KeyView& keys,
+                const std::int32_t* positions, std::int32_t count, float* scores,
+                std::int64_t stride) {
   constexpr std::int32_t kChunk = 64;
   const IndexView& ix = row.index;
   const std::int32_t* table = block_table_row(row.step, row.b);
@@ -41,13 +38,6 @@ void refine_heads(const RowQuery& row, std::int32_t heads, const KeyView& keys,
   }
 }
 
-}  // namespace
-
-void refine_row(const RowQuery& row, const KeyView& keys, const std::int32_t* positions,
-                std::int32_t count, float* scores) {
-  refine_heads(row, 1, keys, positions, count, scores, 0);
-}
-
 Status refine(const RefineParams& p, const Launch& launch) noexcept {
   const std::int32_t heads = p.list_heads, tokens = p.step.query_tokens;
   const std::int32_t group = p.index.num_query_heads / heads;
@@ -59,9 +49,9 @@ Status refine(const RefineParams& p, const Launch& launch) noexcept {
     const std::int32_t first_head = static_cast<std::int32_t>(row % heads) * group;
     const std::int32_t count = p.shortlist_counts[row];
     if (p.step.states[b].slot < 0 || count <= 0) continue;
-    refine_heads({p.index, p.step, p.queries, b, t, first_head}, group, p.keys,
-                 p.shortlist + row * p.shortlist_stride, count,
-                 p.scores + row * group * p.shortlist_stride, p.shortlist_stride);
+    refine_row({p.index, p.step, p.queries, b, t, first_head}, group, p.keys,
+               p.shortlist + row * p.shortlist_stride, count,
+               p.scores + row * group * p.shortlist_stride, p.shortlist_stride);
   }
   return Status();
 }

@@ -59,9 +59,11 @@ inline float score_position(const IndexView& index, const float* lut, const floa
   return score;
 }
 
-/// scores[i] = q . key at positions[i], i < count.
-void refine_row(const RowQuery& query, const KeyView& keys, const std::int32_t* positions,
-                std::int32_t count, float* scores);
+/// scores[h * stride + i] = q . key at positions[i], i < count, of `heads` query heads of one KV
+/// head, `query` the first.
+void refine_row(const RowQuery& query, std::int32_t heads, const KeyView& keys,
+                const std::int32_t* positions, std::int32_t count, float* scores,
+                std::int64_t stride);
 
 /// The list of one row, and what the caller asked for beside it.
 void emit_row(const EmitParams& p, std::int64_t row, const RowState& state,

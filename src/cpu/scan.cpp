@@ -1,160 +1,213 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Algorithm scan: a step in two parallel regions, encode and the rest. A task takes the rows of
-// a KV head through score, select, refine and emit while their codes are in the cache; scores
-// are written to no more memory than a tile of them. Where there are few such groups, each is cut
-// into pieces of consecutive positions whose best are merged in order.
+// a KV head through score, reduce, select, refine and emit while their codes are in the cache;
+// scores are written to no more memory than a tile of them. Where there are few such groups, each
+// is cut into pieces of consecutive positions whose best are merged in order, after what
+// softmax_sum must know of the whole row.
 #include <algorithm>
+#include <limits>
 #include <new>
-#include <type_traits>
 
+#include "cpu/reduce_rows.h"
+#include "cpu/scan_codes.h"
 #include "cpu/scan_group.h"
+#include "cpu/scan_layout.h"
 #include "cpu/stages.h"
-#include "plan.h"
+#include "reduction.h"
 
 namespace quarry::cpu {
 namespace {
 
-static_assert(std::is_trivially_destructible_v<ScanRow>);
-
-/// How a call is cut, and what it needs: that is a function of shapes alone.
-struct Layout {
-  static constexpr std::int32_t kTasks = 64;        // enough for any machine's threads
-  static constexpr std::int32_t kShortest = 16384;  // of a piece
-
-  std::int32_t k, capacity, refine_capacity;
-  std::int64_t rows, groups, tasks;
-  std::int32_t pieces;      // of a group
-  std::int64_t task_space;  // rows of a task's, never fewer for more rows
-  std::int64_t bias_stride;
-
-  /// More than one piece a group only where `num_threads` would have none or unequal work:
-  /// each looks for its own best, so that pieces are more work.
-  Layout(const IndexView& ix, std::int32_t batch_size, std::int32_t query_tokens,
-         std::int32_t num_threads) {
-    k = ix.refine_factor * ix.heavy_size;
-    capacity = Best::capacity(k, ix.max_seq_len);
-    refine_capacity = Best::capacity(ix.heavy_size, k);
-    groups = std::int64_t{batch_size} * query_tokens * ix.num_kv_heads;
-    rows = groups * ix.group_size;
-    const std::int32_t most = std::max(ix.max_seq_len / std::max(kShortest, 16 * k), 1);
-    const std::int64_t wanted = groups % num_threads == 0 ? 1 : 4 * num_threads / groups;
-    pieces = static_cast<std::int32_t>(
-        std::clamp<std::int64_t>(std::min(wanted, kTasks / groups), 1, most));
-    tasks = groups * pieces;
-    task_space = std::min(groups * most, std::max<std::int64_t>(groups, kTasks)) * ix.group_size;
-    bias_stride = ix.block_size > 0 ? std::max(ix.max_seq_len / ix.block_size, 1) : 0;
-  }
-};
-
-struct Scratch {
-  RowState* states;  ///< [B, T]
-  // Of a task's rows.
-  ScanRow* rows;
-  float* luts;           ///< [m][ksub] each
-  std::uint8_t* tables;  ///< [m][filter_entries] each
-  std::uint32_t* best;   ///< Best::bytes() each
-  // Of a row.
-  float* biases;            ///< [bias_stride] each
-  float* refined;           ///< [r K] each, with refine
-  std::uint32_t* reselect;  ///< Best::bytes() each, with refine
-
-  Scratch(Arena& arena, const IndexView& ix, const Layout& layout, std::int32_t batch_size,
-          std::int32_t query_tokens) {
-    states = arena.take<RowState>(batch_size, query_tokens);
-    rows = arena.take<ScanRow>(layout.task_space);
-    luts = arena.take<float>(layout.task_space, ix.num_subspaces, ix.ksub);
-    tables = arena.take<std::uint8_t>(layout.task_space, ix.num_subspaces, filter_entries(ix.bits));
-    best = arena.take<std::uint32_t>(layout.task_space, 2, layout.capacity);
-    biases = arena.take<float>(layout.rows, layout.bias_stride);
-    const bool refines = ix.refine_factor > 1;
-    refined = arena.take<float>(refines ? layout.rows : 0, layout.k);
-    reselect = arena.take<std::uint32_t>(refines ? layout.rows : 0, 2, layout.refine_capacity);
-  }
-};
-
 /// One call.
 struct Scan {
   const ScanParams& p;
-  const Layout layout;
-  const Scratch scratch;
+  const ScanLayout layout;
+  const ScanScratch scratch;
 
-  const RowState& state(std::int32_t b, std::int32_t t) const {
-    return scratch.states[std::int64_t{b} * p.step.query_tokens + t];
-  }
+  /// A group, and of its row what one of its pieces has.
+  struct Task {
+    std::int64_t index, group;
+    std::int32_t b, t, kv_head;
+    std::int32_t first, end;  ///< nothing to select where first >= end
+  };
 
-  /// The best of one group's piece; where it is the only one, its lists too.
-  void run_task(std::int64_t task) const {
+  Task task_of(std::int64_t index) const {
     const IndexView& ix = p.index;
-    const std::int64_t group = task / layout.pieces;
-    const auto piece = static_cast<std::int32_t>(task % layout.pieces);
-    const auto kv_head = static_cast<std::int32_t>(group % ix.num_kv_heads);
-    const std::int64_t token = group / ix.num_kv_heads;
-    const auto b = static_cast<std::int32_t>(token / p.step.query_tokens);
-    const auto t = static_cast<std::int32_t>(token % p.step.query_tokens);
-    const RowState& row = state(b, t);
-    const RowQuery query{ix, p.step, p.queries, b, t, kv_head * ix.group_size};
-    ScanRow* rows = make_rows(task);
+    Task task{};
+    task.index = index;
+    task.group = index / layout.pieces;
+    task.kv_head = static_cast<std::int32_t>(task.group % ix.num_kv_heads);
+    const std::int64_t token = task.group / ix.num_kv_heads;
+    task.b = static_cast<std::int32_t>(token / p.step.query_tokens);
+    task.t = static_cast<std::int32_t>(token % p.step.query_tokens);
+    const RowState& row = state(task);
+    if (row.kind != RowKind::sparse) return task;
     // Whole blocks, so that each bias is written by one thread; whole tiles.
+    const auto piece = index % layout.pieces;
     const std::int64_t unit = std::max(ix.block_size, 1) * std::int64_t{32};
     const std::int64_t chunk = (row.end / layout.pieces / unit + 1) * unit;
-    const std::int64_t first = std::max<std::int64_t>(row.first, piece * chunk);
-    const std::int64_t end = std::min<std::int64_t>(row.end, (piece + 1) * chunk);
-    if (row.kind == RowKind::sparse && first < end) {
-      const std::int64_t at = row_of(p.step, ix.num_query_heads, b, t, query.head);
-      scan_group(
-          {query, rows, layout.k, scratch.biases + at * layout.bias_stride, layout.bias_stride},
-          static_cast<std::int32_t>(first), static_cast<std::int32_t>(end));
-    }
-    if (layout.pieces > 1) return;
-    for (std::int32_t g = 0; g < ix.group_size; ++g) finish(query, g, rows[g].best);
+    task.first = static_cast<std::int32_t>(
+        std::min<std::int64_t>(std::max<std::int64_t>(row.first, piece * chunk), row.end));
+    task.end = static_cast<std::int32_t>(std::min<std::int64_t>(row.end, (piece + 1) * chunk));
+    return task;
   }
-
-  /// Rows of a task in its scratch, empty.
-  ScanRow* make_rows(std::int64_t task) const {
-    const IndexView& ix = p.index;
-    for (std::int32_t g = 0; g < ix.group_size; ++g) {
-      const std::int64_t i = task * ix.group_size + g;
-      new (scratch.rows + i)
-          ScanRow(ix, scratch.best + i * 2 * layout.capacity, layout.capacity,
-                  scratch.luts + i * ix.num_subspaces * ix.ksub,
-                  scratch.tables + i * ix.num_subspaces * filter_entries(ix.bits), layout.k);
-    }
-    return scratch.rows + task * ix.group_size;
+  const RowState& state(const Task& task) const {
+    return scratch.states[std::int64_t{task.b} * p.step.query_tokens + task.t];
   }
+  RowQuery query(const Task& task) const {
+    return {p.index, p.step, p.queries, task.b, task.t, task.kv_head * p.index.group_size};
+  }
+  HeadSoftmax* softmax(const Task& task) const {
+    return layout.softmaxes ? scratch.softmax + task.group * p.index.group_size : nullptr;
+  }
+  ScanRow* rows(std::int64_t task) const { return scratch.rows + task * layout.lists; }
 
-  /// One row's list from its best, where a group is cut.
-  void merge(std::int64_t row) const {
+  ScanGroup group_of(const Task& task, const RowQuery& first) const {
     const IndexView& ix = p.index;
-    const std::int64_t group = row / ix.group_size;
-    const auto g = static_cast<std::int32_t>(row % ix.group_size);
-    const auto kv_head = static_cast<std::int32_t>(group % ix.num_kv_heads);
-    const std::int64_t token = group / ix.num_kv_heads;
-    const auto b = static_cast<std::int32_t>(token / p.step.query_tokens);
-    const auto t = static_cast<std::int32_t>(token % p.step.query_tokens);
-    const auto best = [&](std::int32_t piece) -> Best& {
-      return scratch.rows[(group * layout.pieces + piece) * ix.group_size + g].best;
+    const std::int64_t g = ix.group_size, entries = std::int64_t{ix.num_subspaces} * ix.ksub;
+    const auto at = [](bool there, auto* array, std::int64_t i) {
+      return there ? array + i : nullptr;
     };
-    for (std::int32_t piece = 1; piece < layout.pieces; ++piece) best(0).add(best(piece));
-    best(0).compact();
-    finish({ix, p.step, p.queries, b, t, kv_head * ix.group_size}, g, best(0));
+    const bool blocks = ix.block_size > 0;
+    return {
+        first,
+        layout.lists,
+        layout.heads,
+        rows(task.index),
+        layout.k,
+        scratch.luts + task.index * g * entries,
+        at(blocks, scratch.biases, task.group * g * layout.bias_stride),
+        layout.bias_stride,
+        ix.reduction,
+        p.scale,
+        at(layout.reduces, scratch.scores, task.index * g * kScanStaged),
+        at(layout.reduces && blocks, scratch.survivor_biases, task.index * g * Survivors::kMost),
+        at(layout.sums, scratch.sum_lut, task.index * entries),
+        at(layout.sums && blocks, scratch.sum_biases, task.group * layout.bias_stride),
+        softmax(task),
+        at(layout.softmaxes, scratch.guesses, task.index * g),
+        at(layout.softmaxes, scratch.likely, task.index)};
   }
 
-  /// Refine and emit of query head query.head + g.
-  void finish(RowQuery query, std::int32_t g, Best& best) const {
+  /// The task's rows, empty, and its tables.
+  void start(const Task& task, const ScanGroup& group) const {
     const IndexView& ix = p.index;
-    query.head += g;
-    const std::int64_t row = row_of(p.step, ix.num_query_heads, query.b, query.t, query.head);
+    const std::int64_t entries = std::int64_t{ix.num_subspaces} * ix.ksub;
+    const std::int64_t table = std::int64_t{ix.num_subspaces} * filter_entries(ix.bits);
+    for (std::int32_t i = 0; i < layout.lists; ++i) {
+      const std::int64_t list = task.index * layout.lists + i;
+      Filter* filters = scratch.filters + list * layout.filters;
+      for (std::int32_t f = 0; f < layout.filters; ++f) {
+        new (filters + f)
+            Filter(scratch.tables + (list * layout.filters + f) * table, ix.num_subspaces, ix.bits);
+      }
+      const Best empty(scratch.best + list * 2 * layout.capacity, layout.capacity, layout.k);
+      new (group.rows + i) ScanRow{empty, filters, group.luts + i * layout.heads * entries};
+    }
+    if (layout.softmaxes) {
+      new (group.likely) Best(scratch.likely_best + task.index * 2 * layout.likely_capacity,
+                              layout.likely_capacity, ScanLayout::kLikely * layout.k);
+    }
+    if (task.first < task.end) scan_tables(group, task.first, task.end);
+  }
+
+  // What softmax_sum comes to before anything is selected, a piece or a group at a time.
+  void find_largest(const Task& task, const ScanGroup& group) const {
+    float* largest = scratch.largest + task.index * p.index.group_size;
+    std::fill_n(largest, p.index.group_size, std::numeric_limits<float>::quiet_NaN());
+    if (task.first < task.end) scan_largest(group, task.first, task.end, largest);
+  }
+  void join_largest(const Task& task) const {
+    const std::int64_t g = p.index.group_size;
+    const float* largest = scratch.largest + task.index * g;
+    for (std::int64_t h = 0; h < g; ++h) {
+      float whole = largest[h];
+      for (std::int32_t i = 1; i < layout.pieces; ++i) whole = larger_of(whole, largest[i * g + h]);
+      softmax(task)[h] = {whole, 0};
+    }
+  }
+  void find_weights(const Task& task, const ScanGroup& group) const {
+    std::uint64_t* weights = scratch.weights + task.index * p.index.group_size;
+    std::fill_n(weights, p.index.group_size, std::uint64_t{0});
+    if (task.first < task.end) scan_weights(group, task.first, task.end, weights);
+  }
+  void join_weights(const Task& task) const {
+    const std::int64_t g = p.index.group_size;
+    const std::uint64_t* weights = scratch.weights + task.index * g;
+    for (std::int64_t h = 0; h < g; ++h) {
+      std::uint64_t whole = 0;
+      for (std::int32_t i = 0; i < layout.pieces; ++i) whole += weights[i * g + h];
+      softmax(task)[h] = head_softmax(softmax(task)[h].largest, whole);
+    }
+  }
+
+  void find_best(const Task& task, const ScanGroup& group) const {
+    if (layout.softmaxes && scan_likely(group)) return;
+    scan_group(group, task.first, task.end);
+  }
+
+  /// A group that is in one piece, from its tables to its lists.
+  void run_whole(const Task& task) const {
+    const RowQuery first = query(task);
+    const ScanGroup group = group_of(task, first);
+    start(task, group);
+    if (task.first < task.end) {
+      if (layout.softmaxes) {
+        find_largest(task, group);
+        join_largest(task);
+        find_weights(task, group);
+        join_weights(task);
+      }
+      find_best(task, group);
+    }
+    for (std::int32_t i = 0; i < layout.lists; ++i) finish(task, i, group.rows[i].best);
+  }
+
+  enum class Part { largest, weights, select };
+  /// One part of the work on a piece; the first of them begins it.
+  void run_piece(std::int64_t index, Part part) const {
+    const Task task = task_of(index);
+    const RowQuery first = query(task);
+    const ScanGroup group = group_of(task, first);
+    if (part == (layout.softmaxes ? Part::largest : Part::select)) start(task, group);
+    if (part == Part::largest) find_largest(task, group);
+    if (part == Part::weights) find_weights(task, group);
+    if (part == Part::select && task.first < task.end) find_best(task, group);
+  }
+
+  /// One list from its best, where a group is cut.
+  void merge(std::int64_t list) const {
+    const Task task = task_of(list / layout.lists * layout.pieces);
+    const auto i = static_cast<std::int32_t>(list % layout.lists);
+    Best& best = rows(task.index)[i].best;
+    for (std::int32_t piece = 1; piece < layout.pieces; ++piece) {
+      best.add(rows(task.index + piece)[i].best);
+    }
+    best.compact();
+    finish(task, i, best);
+  }
+
+  /// Refine and emit of the group's list i.
+  void finish(const Task& task, std::int32_t i, Best& best) const {
+    const IndexView& ix = p.index;
+    const std::int64_t list = task.group * layout.lists + i;
     if (ix.refine_factor > 1 && best.count() > 0) {
-      float* scores = scratch.refined + row * layout.k;
-      refine_row(query, p.keys, best.positions(), best.count(), scores);
-      Best again(scratch.reselect + row * 2 * layout.refine_capacity, layout.refine_capacity,
+      RowQuery head = query(task);
+      head.head += i * layout.heads;
+      float* scores = scratch.refined + list * layout.heads * layout.k;
+      refine_row(head, layout.heads, p.keys, best.positions(), best.count(), scores, layout.k);
+      if (layout.reduces) {
+        reduce_positions(ix.reduction, scores, layout.k, layout.heads, best.count(), p.scale,
+                         softmax(task));
+      }
+      Best again(scratch.reselect + list * 2 * layout.refine_capacity, layout.refine_capacity,
                  ix.heavy_size);
       again.scan(scores, 0, best.count());
       again.compact();
       best.keep(again.positions(), again.count());
     }
-    emit_row(p.emit, row, state(query.b, query.t), best.positions(), best.count());
+    emit_row(p.emit, list, state(task), best.positions(), best.count());
   }
 };
 
@@ -162,27 +215,45 @@ struct Scan {
 
 std::size_t scan_scratch_bytes(const IndexView& index, std::int32_t batch_size,
                                std::int32_t query_tokens) noexcept {
-  const Layout layout(index, batch_size, query_tokens, 1);
+  const ScanLayout layout(index, batch_size, query_tokens, 1);
   Arena arena;
-  const Scratch scratch(arena, index, layout, batch_size, query_tokens);
+  const ScanScratch scratch(arena, index, layout, batch_size, query_tokens);
   // More than any Arena has, so that it is refused there.
   return arena.overflowed() ? (std::size_t{1} << 62) + 1 : arena.bytes();
 }
 
 Status scan(const ScanParams& p, const Launch& launch) noexcept {
   if (Status s = encode({p.index, p.step, p.keys}, launch); !s.ok()) return s;
-  const Layout layout(p.index, p.step.batch_size, p.step.query_tokens, launch.num_threads);
+  const ScanLayout layout(p.index, p.step.batch_size, p.step.query_tokens, launch.num_threads);
   Arena arena(p.backend_scratch);
   const Scan call{p, layout,
-                  Scratch(arena, p.index, layout, p.step.batch_size, p.step.query_tokens)};
+                  ScanScratch(arena, p.index, layout, p.step.batch_size, p.step.query_tokens)};
   if (Status s = mask({p.index, p.step, 1, call.scratch.states}, launch); !s.ok()) return s;
+  const auto pieces = [&](Scan::Part part) {
+#pragma omp for schedule(dynamic, 1)
+    for (std::int64_t i = 0; i < layout.tasks; ++i) call.run_piece(i, part);
+  };
 #pragma omp parallel num_threads(launch.num_threads)
   {
+    if (layout.pieces == 1) {
 #pragma omp for schedule(dynamic, 1)
-    for (std::int64_t task = 0; task < layout.tasks; ++task) call.run_task(task);
-    if (layout.pieces > 1) {
+      for (std::int64_t i = 0; i < layout.tasks; ++i) call.run_whole(call.task_of(i));
+    } else {
+      if (layout.softmaxes) {
+        pieces(Scan::Part::largest);
+#pragma omp for schedule(static)
+        for (std::int64_t i = 0; i < layout.groups; ++i) {
+          call.join_largest(call.task_of(i * layout.pieces));
+        }
+        pieces(Scan::Part::weights);
+#pragma omp for schedule(static)
+        for (std::int64_t i = 0; i < layout.groups; ++i) {
+          call.join_weights(call.task_of(i * layout.pieces));
+        }
+      }
+      pieces(Scan::Part::select);
 #pragma omp for schedule(dynamic, 1)
-      for (std::int64_t row = 0; row < layout.rows; ++row) call.merge(row);
+      for (std::int64_t i = 0; i < layout.groups * layout.lists; ++i) call.merge(i);
     }
   }
   return Status();

@@ -231,31 +231,64 @@ constexpr double kDown = 1.0 - 0x1p-40;
 
 }  // namespace
 
+double filter_magnitude(const float* lut, std::int32_t num_subspaces, std::int32_t ksub,
+                        float least_bias, float largest_bias) {
+  double sum = std::max(std::abs(double{least_bias}), std::abs(double{largest_bias}));
+  for (std::int32_t s = 0; s < num_subspaces; ++s, lut += ksub) {
+    float largest = 0, odd = 0;
+    for (std::int32_t c = 0; c < ksub; ++c) {
+      largest = std::max(largest, std::abs(lut[c]));
+      odd += lut[c] - lut[c];  // NaN where the entry is not finite
+    }
+    sum += double{largest} + double{odd};
+  }
+  return sum;
+}
+
+double softmax_reach(float threshold, const HeadSoftmax& head, float scale, std::int32_t group) {
+  // The sum is a chain of G fused steps of terms w_h inv_h >= 0, off by a factor of at most
+  // (1 + u)^G, u = 2^-24 (below the threshold's 2^-100 nothing is lost to subnormals): where it
+  // reaches T, some term reaches T / G / (1 + u)^G. w = exp_of(x) is at most 1 (x <= 0) and within
+  // 2 u of exp(x); x is within 2 u + u^2 of scale (s - M), or 2^-149 where that is subnormal.
+  constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  if (!(head.inverse > 0) || !std::isfinite(head.largest)) return kInfinite;
+  const double share = double{threshold} / group / double{head.inverse};
+  const double x = std::log(share) - (group + 4.0) * 0x1p-24;
+  if (x > 0) return kInfinite;
+  const double below = (-x * (1 + 0x1p-21) + 0x1p-148) / double{scale};
+  return double{head.largest} - below - (std::abs(double{head.largest}) + below) * 0x1p-40;
+}
+
 bool Filter::open(const float* lut, float least_bias, float largest_bias) {
+  return open_sum(lut, largest_bias, 1,
+                  filter_magnitude(lut, m_, 1 << bits_, least_bias, largest_bias));
+}
+
+bool Filter::open_sum(const float* lut, float largest_bias, std::int32_t heads, double magnitude) {
   const std::int32_t ksub = 1 << bits_;
   top_ = spread_ = 0;
   largest_bias_ = largest_bias;
-  magnitude_ = std::max(std::abs(double{least_bias}), std::abs(double{largest_bias}));
+  magnitude_ = magnitude;
+  const double roundings = (m_ + 2.0 * heads) * 0x1p-24;
+  if (!(roundings < 0.5 && magnitude < double{std::numeric_limits<float>::max()} / 2)) return false;
+  rounding_ = roundings / (1 - roundings);
   for (std::int32_t s = 0; s < m_; ++s, lut += ksub) {
-    float low = lut[0], high = lut[0], sum = 0;
-    for (std::int32_t c = 0; c < ksub; ++c) {
+    float low = lut[0], high = lut[0];
+    for (std::int32_t c = 1; c < ksub; ++c) {
       low = std::min(low, lut[c]);
       high = std::max(high, lut[c]);
-      sum += lut[c] - lut[c];  // NaN where the entry is not finite
     }
-    if (sum != 0) return false;
     top_ += high;
     spread_ += double{high} - double{low};
-    magnitude_ += std::max(std::abs(double{low}), std::abs(double{high}));
   }
-  return magnitude_ < double{std::numeric_limits<float>::max()} / 2;
+  return true;
 }
 
-void Filter::aim(const float* lut, float threshold) {
+void Filter::aim(const float* lut, double threshold) {
   const std::int32_t ksub = 1 << bits_, entries = filter_entries(bits_);
-  // (m + 1) units of rounding cover m float32 additions and, many times over, the doubles here.
-  const double error = (m_ + 2) * 0x1p-24 * (magnitude_ + std::abs(double{threshold}));
-  reach_ = top_ - double{threshold} + error;
+  // One unit more than the scores' own roundings covers, many times over, the doubles here.
+  const double error = (rounding_ + 0x1p-24) * (magnitude_ + std::abs(threshold));
+  reach_ = top_ - threshold + error;
   const double most = reach_ + largest_bias_;
   // The largest limit is 250 of 255, or for 16-bit sums a step that resolves a usual table.
   double step = most / 250;

@@ -13,10 +13,17 @@
 // floor(L / step). Saturation (a sum at its largest stays there; an entry too large is 255)
 // only lowers the sum or leaves it above every limit. There is no bound where an entry or A is
 // not finite, or sums could leave float32's range: then the filter is not used.
+//
+// Scores that are added up over H query heads have a filter as well: its LUT and its biases are
+// the heads' sums, A is the sum of theirs. m + H - 1 additions are in a score, H - 1 more in a
+// table's entry: E = g A, g = n u / (1 - n u) with n = m + 2 H, u = 2^-24. (H = 1 is the above.)
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+
+#include "params.h"
 
 namespace quarry::cpu {
 
@@ -24,6 +31,16 @@ namespace quarry::cpu {
 constexpr std::int32_t filter_entries(std::int32_t bits) {
   return bits <= 4 ? 16 : bits <= 6 ? 64 : 1 << bits;
 }
+
+/// A: the largest sum of magnitudes that a score of this LUT [m][ksub] and these biases can have;
+/// NaN or infinite where an entry is.
+double filter_magnitude(const float* lut, std::int32_t num_subspaces, std::int32_t ksub,
+                        float least_bias, float largest_bias);
+
+/// What some head of a group must score for the sum of their `group` softmaxes to reach
+/// `threshold` (at least kLeastShare), if it is this head that does; +infinity where it cannot.
+double softmax_reach(float threshold, const HeadSoftmax& head, float scale, std::int32_t group);
+constexpr float kLeastShare = 0x1p-100f;  ///< far from where float32 loses precision
 
 /// The filter of one row for one threshold.
 class Filter {
@@ -35,8 +52,13 @@ class Filter {
   /// Looks at the row's LUT [m][ksub] and the finite ones of its biases (none: 0, 0). False
   /// where there is no bound.
   bool open(const float* lut, float least_bias, float largest_bias);
+  /// The same where a score is the sum of `heads` heads': of `lut` and biases that are float32 sums
+  /// of theirs in any order; `magnitude` is the sum of their filter_magnitude().
+  bool open_sum(const float* lut, float largest_bias, std::int32_t heads, double magnitude);
   /// Lets keys pass that may score at least `threshold` (finite).
-  void aim(const float* lut, float threshold);
+  void aim(const float* lut, double threshold);
+  /// Lets none pass.
+  void close() { reach_ = -std::numeric_limits<double>::infinity(); }
 
   /// What a key's sum must stay below in a block of this bias: 0 lets none pass.
   std::uint16_t limit(float bias) const {
@@ -56,6 +78,7 @@ class Filter {
   bool wide_;       ///< 16-bit sums: with many subspaces 8 bits would be too coarse
   double top_ = 0;  ///< sum of the tables' largest entries
   double magnitude_ = 0, spread_ = 0, largest_bias_ = 0;
+  double rounding_ = 0;  ///< g
   double reach_ = 0;     ///< L of a bias of 0
   double per_step_ = 0;  ///< 1 / step
 };

@@ -95,6 +95,74 @@ TEST_P(Algorithms, GiveTheSameBytesWhateverTheDistribution) {
   }
 }
 
+/// Reductions that a backend's scan serves.
+std::vector<GqaReduction> reductions(Backend backend) {
+  if (backend != Backend::cpu) return {};
+  return {GqaReduction::sum, GqaReduction::softmax_sum, GqaReduction::max};
+}
+
+TEST_P(Algorithms, GiveTheSameBytesUnderReductions) {
+  if (reductions(GetParam()).empty()) GTEST_SKIP() << "scan serves per_head alone here";
+  struct Shape {
+    int d, m, b, group, n, k, block, refine, page;
+    Metric metric = Metric::euclidean;
+  };
+  const Shape shapes[] = {
+      {16, 2, 6, 1, 5000, 128, 0, 1, 0},
+      {64, 8, 4, 4, 5000, 128, 0, 1, 0},
+      {32, 16, 4, 2, 4000, 64, 0, 4, 0},
+      {64, 64, 4, 3, 3000, 100, 64, 1, 0},
+      {16, 2, 6, 3, 9500, 8192, 0, 1, 0},
+      {64, 8, 4, 8, 5000, 1, 0, 1, 16},
+      {32, 8, 4, 4, 5000, 1, 64, 4, 64},
+      {32, 8, 4, 4, 2000, 2000, 0, 1, 0},
+      {16, 1, 8, 2, 5000, 300, 0, 1, 48},
+      {24, 3, 4, 8, 5000, 300, 16, 2, 0},
+      {16, 2, 5, 4, 70000, 1000, 0, 1, 0},
+      {16, 2, 6, 5, 70000, 50, 64, 4, 64},
+      {32, 8, 3, 9, 3000, 20, 48, 4, 96},
+      {16, 2, 6, 2, 3000, 60, 0, 1, 10},
+      {32, 4, 4, 4, 5000, 128, 0, 4, 0, Metric::inner_product},
+  };
+  std::uint64_t seed = 0;
+  for (const Shape& shape : shapes) {
+    for (const ScoreShape scores : kScoreShapes) {
+      if (shape.n > 10000 && scores != ScoreShape::random && scores != ScoreShape::two_valued) {
+        continue;
+      }
+      for (const GqaReduction reduction : reductions(GetParam())) {
+        Scenario s;
+        s.config = small_config();
+        s.config.metric = shape.metric;
+        s.config.head_dim = shape.d;
+        s.config.num_subspaces = shape.m;
+        s.config.bits = shape.b;
+        s.config.num_kv_heads = 1;
+        s.config.num_query_heads = shape.group;
+        s.config.max_seq_len = shape.n;
+        s.config.heavy_size = shape.k;
+        s.config.sink_size = 3;
+        s.config.window_size = 5 + shape.block;
+        s.config.block_size = shape.block;
+        s.config.refine_factor = shape.refine;
+        s.config.gqa_reduction = reduction;
+        if (shape.page > 0) use_pages(&s.config, shape.page);
+        s.threads = 1 + static_cast<int>(seed % 3);
+        const std::uint64_t own = ++seed;
+        const std::string what = std::string(quarry::to_string(reduction)) + " " +
+                                 to_string(scores) + " m" + std::to_string(shape.m) + " b" +
+                                 std::to_string(shape.b) + " group " + std::to_string(shape.group) +
+                                 " n " + std::to_string(shape.n) + " K " + std::to_string(shape.k) +
+                                 " block " + std::to_string(shape.block) + " page " +
+                                 std::to_string(shape.page);
+        expect_same(s, GetParam(), {lengths({shape.n}), lengths({shape.n - 77})}, what,
+                    [&](World& world) { ShapedScores(world, scores, own); });
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 /// A configuration with room for selection to go wrong, and steps of it.
 struct Found {
   Scenario s;
@@ -104,7 +172,7 @@ struct Found {
   std::string text;
 };
 
-Found draw(std::uint64_t seed) {
+Found draw(std::uint64_t seed, Backend backend) {
   Random r(seed);
   Found f;
   IndexerConfig& c = f.s.config;
@@ -132,6 +200,11 @@ Found draw(std::uint64_t seed) {
   c.heavy_size = pick({1, 2, 15, 32, 100, 128, 512, 1024, 2000, 8192});
   c.refine_factor = c.heavy_size <= 2000 ? pick({1, 1, 2, 4}) : 1;
   c.dense_threshold = 0;
+  if (r.integer(0, 1) == 0 && !reductions(backend).empty()) {
+    c.gqa_reduction = reductions(backend)[static_cast<std::size_t>(r.integer(0, 2))];
+    const float scales[] = {0, 0, 0, 1e-30f, 0.01f, 1, 20, 1e30f};
+    c.softmax_scale = scales[r.integer(0, 7)];
+  }
   if (r.integer(0, 2) == 0) {
     const int page = c.block_size > 0 ? c.block_size * r.integer(1, 3) : r.integer(1, 200);
     use_pages(&c, page);
@@ -162,7 +235,8 @@ Found draw(std::uint64_t seed) {
            std::to_string(c.num_query_heads) + "/" + std::to_string(c.num_kv_heads) + " block " +
            std::to_string(c.block_size) + " page " + std::to_string(c.page_size) + " K " +
            std::to_string(c.heavy_size) + "x" + std::to_string(c.refine_factor) + " n " +
-           std::to_string(c.max_seq_len) + " " +
+           std::to_string(c.max_seq_len) + " " + quarry::to_string(c.gqa_reduction) + " " +
+           std::to_string(c.softmax_scale) + " " +
            (f.shaped ? to_string(f.scores) : to_string(f.s.keys)) + ")";
   return f;
 }
@@ -178,7 +252,7 @@ TEST_P(Algorithms, RandomSearchFindsNoDifference) {
   const auto begin = std::chrono::steady_clock::now();
   std::uint64_t seed = first;
   do {
-    const Found f = draw(seed++);
+    const Found f = draw(seed++, GetParam());
     expect_same(f.s, GetParam(), f.steps, f.text, [&](World& world) {
       if (f.shaped) {
         ShapedScores(world, f.scores, f.s.seed);

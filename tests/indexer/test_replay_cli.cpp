@@ -138,6 +138,9 @@ TEST_F(ReplayCli, AReductionGivesAListAKvHead) {
                                 to + " --json " + to + ".json --plot " + to + ".svg");
     ASSERT_EQ(outcome.exit_code, 0) << outcome.error;
     EXPECT_THAT(outcome.out, HasSubstr(reduction + " over a group"));
+    const std::string scanned = " --algorithm scan --out " + to + ".scan";
+    ASSERT_EQ(run(trace_ + kSmall + " --refine 100 --gqa " + reduction + scanned).exit_code, 0);
+    EXPECT_EQ(slurp(to), slurp(to + ".scan")) << reduction;
     SafetensorsFile file(to);
     ASSERT_EQ(describe(*file.find("indices")), "I32 [3, 2, 21]");
     ASSERT_EQ(describe(*file.find("lens")), "I32 [3, 2]");
@@ -362,10 +365,13 @@ TEST_F(ReplayCli, WhatIsNotBuiltSaysSo) {
   if (stages_of(Backend::cpu)->scan == nullptr) {
     expect_refused(trace_ + kSmall + " --algorithm scan", "not built");
   }
+#if QUARRY_HAS_CUDA
   for (const char* reduction : {"sum", "softmax_sum", "max"}) {
-    expect_refused(trace_ + kSmall + " --algorithm scan --gqa " + reduction, "algorithm scan");
+    if (!backend_available(Backend::cuda)) break;
+    expect_refused(trace_ + kSmall + " --device cuda --algorithm scan --gqa " + reduction,
+                   "algorithm scan");
   }
-#if !QUARRY_HAS_CUDA
+#else
   expect_refused(trace_ + kSmall + " --device cuda", "not built: --device cuda");
 #endif
 }

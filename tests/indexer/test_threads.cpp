@@ -114,7 +114,7 @@ TEST_P(Threads, LongReducedRowsAreByteEqual) {
     s.config.heavy_size = 500;
     s.config.refine_factor = 2;
     s.config.gqa_reduction = reduction;
-    if (!s.served_by(GetParam())) GTEST_SKIP() << "scan serves per_head alone";
+    if (!s.served_by(GetParam())) GTEST_SKIP() << "scan serves per_head alone here";
     s.on(GetParam());
     s.weights = s.dense_weights = false;
     for (const int n : {140001, 20000, 3000}) {

@@ -58,9 +58,10 @@ struct Scenario {
     backend = target.backend;
     config.algorithm = target.algorithm;
   }
-  /// A GQA reduction is served by `staged` alone.
+  /// A GQA reduction is served by `staged` alone on CUDA.
   bool served_by(const Target& target) const {
-    return target.algorithm != Algorithm::scan || config.gqa_reduction == GqaReduction::per_head;
+    return target.algorithm != Algorithm::scan || target.backend == Backend::cpu ||
+           config.gqa_reduction == GqaReduction::per_head;
   }
 };
 

@@ -122,8 +122,7 @@ TEST(Plan, CarvesWhatItCounts) {
   Random random(3);
   for (int trial = 0; trial < 60; ++trial) {
     IndexerConfig config = random_config(random);
-    const bool scans = trial % 2 != 0 && config.gqa_reduction == GqaReduction::per_head;
-    config.algorithm = scans ? Algorithm::scan : Algorithm::staged;
+    config.algorithm = trial % 2 != 0 ? Algorithm::scan : Algorithm::staged;
     Plan plan = plan_of(config);
     const Stages& stages = *stages_of(Backend::cpu);
     const IndexView& v = plan.view;

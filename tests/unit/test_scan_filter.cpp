@@ -10,10 +10,12 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/reduce_rows.h"
 #include "cpu/scan_filter.h"
 #include "cpu/select_scan.h"
 #include "half.h"
 #include "hwy/highway.h"
+#include "reduction.h"
 #include "support/random.h"
 
 namespace quarry::test {
@@ -129,6 +131,136 @@ TEST(Filter, LetsEveryKeyPassThatReachesTheThreshold) {
   });
 }
 
+/// Scores of problem `p`'s keys by another LUT and other biases, in the contract's order.
+std::vector<float> scores_by(const Problem& p, const Problem& tables, bool blocks) {
+  const int bytes = p.b <= 4 ? (p.m + 1) / 2 : p.m;
+  std::vector<float> scores;
+  for (int k = 0; k < p.tiles * 32; ++k) {
+    float score = blocks ? tables.biases[k / 32] : -0.0f;
+    for (int s = 0; s < p.m; ++s) {
+      const std::size_t at = (static_cast<std::size_t>(k / 32) * bytes + (p.b <= 4 ? s / 2 : s));
+      const int byte = p.codes[at * 32 + k % 32];
+      score += tables.lut[(s << p.b) + (p.b <= 4 ? byte >> s % 2 * 4 & 15 : byte)];
+    }
+    scores.push_back(score);
+  }
+  return scores;
+}
+
+TEST(Filter, LetsEveryKeyPassWhoseSumOverHeadsReachesTheThreshold) {
+  std::uint64_t seed = 100;
+  for (const int heads : {1, 2, 3, 4, 8, 100}) {
+    for (const int m : {1, 2, 8, 16, 17, 64}) {
+      for (const int b : {2, 4, 6, 8}) {
+        for (const Entries entries : {Entries::normal, Entries::outlier, Entries::tied,
+                                      Entries::cancelling, Entries::denormal, Entries::narrow}) {
+          const bool blocks = ++seed % 2 == 0;
+          const Problem p = problem(m, b, entries, blocks, seed);
+          std::vector<float> lut(p.lut.size(), -0.0f), biases(p.biases.size(), -0.0f);
+          std::vector<float> scores(p.scores.size(), -0.0f);
+          double magnitude = 0;
+          for (int h = 0; h < heads; ++h) {
+            const Problem own = problem(m, b, entries, blocks, 1000 * seed + h);
+            // Every other head takes most of the one before back: rounding is what is left.
+            const float sign = entries == Entries::cancelling && h % 2 != 0 ? -1.0f : 1.0f;
+            const Problem& of =
+                sign < 0 ? problem(m, b, entries, blocks, 1000 * seed + h - 1) : own;
+            Problem head = of;
+            for (float& x : head.lut) x *= sign;
+            for (float& x : head.biases) x *= sign;
+            const std::vector<float> add = scores_by(p, head, blocks);
+            for (std::size_t i = 0; i < scores.size(); ++i) scores[i] += add[i];
+            for (std::size_t i = 0; i < lut.size(); ++i) lut[i] += head.lut[i];
+            for (std::size_t i = 0; i < biases.size(); ++i) biases[i] += head.biases[i];
+            const auto [least, largest] =
+                std::minmax_element(head.biases.begin(), head.biases.end());
+            magnitude += filter_magnitude(head.lut.data(), m, 1 << b, *least, *largest);
+          }
+          std::vector<std::uint8_t> tables(static_cast<std::size_t>(m) * filter_entries(b));
+          Filter filter(tables.data(), m, b);
+          const float largest = *std::max_element(biases.begin(), biases.end());
+          ASSERT_TRUE(filter.open_sum(lut.data(), largest, heads, magnitude));
+          std::vector<float> sorted = scores;
+          std::sort(sorted.rbegin(), sorted.rend());
+          for (const std::size_t rank : {0, 9, 100, 1055}) {
+            filter.aim(lut.data(), sorted[rank]);
+            std::vector<std::uint16_t> limits;
+            for (const float bias : biases) limits.push_back(filter.limit(bias));
+            std::vector<std::uint32_t> hits(p.tiles);
+            const int passed =
+                filter_tiles({p.codes.data(), p.tiles, b <= 4 ? (m + 1) / 2 : m, m, b,
+                              tables.data(), filter.wide(), limits.data(), hits.data()});
+            int reached = 0;
+            for (int k = 0; k < p.tiles * 32; ++k) {
+              reached += scores[k] >= sorted[rank];
+              ASSERT_TRUE((hits[k / 32] >> k % 32 & 1) != 0 || scores[k] < sorted[rank])
+                  << heads << " heads, m " << m << " b " << b << " entries "
+                  << static_cast<int>(entries) << " key " << k;
+            }
+            if (entries == Entries::normal && rank < 100) {
+              ASSERT_LE(passed, 2 * reached + 60) << heads << " heads, m " << m << " b " << b;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Filter, NothingPassesAClosedOne) {
+  std::vector<std::uint8_t> tables(2 * 16);
+  std::vector<float> lut(32, 1.0f);
+  Filter filter(tables.data(), 2, 4);
+  filter.close();
+  EXPECT_EQ(filter.limit(5), 0);
+  ASSERT_TRUE(filter.open(lut.data(), 0, 5));
+  filter.aim(lut.data(), 2.0f);
+  EXPECT_GT(filter.limit(5), 0);
+  filter.close();
+  EXPECT_EQ(filter.limit(5), 0);
+}
+
+TEST(SoftmaxReach, SomeHeadReachesItWhereTheSumReachesTheThreshold) {
+  Random random(9);
+  for (int trial = 0; trial < 20000; ++trial) {
+    const int group = 1 << random.integer(0, 6);
+    const float scales[] = {1e-30f, 0.01f, 0.3f, 1, 50};
+    const float scale = scales[random.integer(0, 4)];
+    std::vector<HeadSoftmax> heads(group);
+    std::vector<float> scores(group);
+    const double share = std::exp(-random.uniform() * 20);
+    for (int g = 0; g < group; ++g) {
+      heads[g].largest = static_cast<float>(random.normal() * (trial % 3 == 0 ? 1e4 : 5));
+      heads[g].inverse = static_cast<float>(std::exp(-random.uniform() * 15));
+      // All heads give about the same, which is where the bound is tight.
+      const double x = std::min(std::log(share / heads[g].inverse), 0.0);
+      scores[g] = std::min(static_cast<float>(heads[g].largest + x / scale), heads[g].largest);
+      for (int i = random.integer(0, 3); i > 0; --i) scores[g] = std::nextafter(scores[g], -kInf);
+    }
+    const float sum =
+        reduce_position(GqaReduction::softmax_sum, scores.data(), 1, group, scale, heads.data());
+    if (sum < kLeastShare) continue;
+    bool reached = false;
+    for (int g = 0; g < group; ++g) {
+      reached = reached || scores[g] >= softmax_reach(sum, heads[g], scale, group);
+    }
+    ASSERT_TRUE(reached) << "trial " << trial << " group " << group << " scale " << scale;
+    if (group == 1) {
+      const double reach = softmax_reach(sum, heads[0], scale, 1);
+      ASSERT_GE(reach,
+                scores[0] - 1e-5 * (std::abs(scores[0]) + std::abs(heads[0].largest) + 1 / scale));
+    }
+  }
+}
+
+TEST(SoftmaxReach, AHeadThatCannotReachItSaysSo) {
+  EXPECT_EQ(softmax_reach(0.5f, {3, 0.4f}, 1, 1), kInf);  // its best is worth 0.4
+  EXPECT_LT(softmax_reach(0.5f, {3, 0.4f}, 1, 2), 3);     // one of two need not give it all
+  EXPECT_EQ(softmax_reach(0.5f, {3, 0}, 1, 2), kInf);     // NaN alone
+  EXPECT_EQ(softmax_reach(0.5f, {std::nanf(""), 1}, 1, 2), kInf);
+  EXPECT_LE(softmax_reach(0.4f, {3, 0.4f}, 1, 1), 3);
+}
+
 TEST(Filter, HasNoBoundWhereNumbersAreNotFinite) {
   std::vector<std::uint8_t> tables(2 * 16);
   Filter filter(tables.data(), 2, 4);
@@ -145,6 +277,30 @@ TEST(Filter, HasNoBoundWhereNumbersAreNotFinite) {
   EXPECT_EQ(filter.limit(-kInf), 0);
   EXPECT_GT(filter.limit(0), 0);
   EXPECT_EQ(filter.limit(-1), 0);
+}
+
+TEST(Weigh, IsWeightOfAndAddsShares) {
+  on_every_target([] {
+    Random random(5);
+    for (const int count : {1, 15, 16, 33, 1000}) {
+      std::vector<float> scores(count), before(count);
+      for (int i = 0; i < count; ++i) {
+        scores[i] = static_cast<float>(random.normal() * 10 - 30);
+        if (random.integer(0, 20) == 0) scores[i] = i % 2 == 0 ? std::nanf("") : -kInf;
+        before[i] = static_cast<float>(random.uniform());
+      }
+      scores[count / 2] = 3;
+      std::vector<float> shares = before;
+      std::uint64_t want = 0;
+      for (const float s : scores) want += fixed_weight(softmax_weight(s, 3, 0.7f));
+      EXPECT_EQ(weight_of(scores.data(), count, 3, 0.7f), want);
+      EXPECT_EQ(weigh(scores.data(), count, 3, 0.7f, 0.3f, shares.data()), want);
+      for (int i = 0; i < count; ++i) {
+        const float share = std::fmaf(softmax_weight(scores[i], 3, 0.7f), 0.3f, before[i]);
+        ASSERT_TRUE(shares[i] == share || (std::isnan(shares[i]) && std::isnan(share))) << i;
+      }
+    }
+  });
 }
 
 TEST(SelectionLoops, AreWhatStdDoes) {

@@ -81,6 +81,9 @@ TEST(Config, AutomaticIsDecidedByTheConfigurationAlone) {
   EXPECT_EQ(paged(48), Algorithm::scan);
   EXPECT_EQ(paged(8), Algorithm::staged);
   EXPECT_EQ(paged(100), Algorithm::staged);
+  EXPECT_EQ(chosen([](C c) { c.gqa_reduction = GqaReduction::sum; }), Algorithm::scan);
+  EXPECT_EQ(chosen([](C c) { c.gqa_reduction = GqaReduction::max; }), Algorithm::scan);
+  EXPECT_EQ(chosen([](C c) { c.gqa_reduction = GqaReduction::softmax_sum; }), Algorithm::staged);
 }
 
 TEST(Config, RecommendedIsAccepted) {
