@@ -6,6 +6,7 @@
 #include <benchmark/benchmark.h>
 
 #include "support/floor.h"
+#include "support/floor_steps.h"
 #include "support/stages.h"
 
 namespace {
@@ -17,11 +18,7 @@ using quarry::tools::DeviceQueue;
 
 void kernels(benchmark::State& state, int count) {
   DeviceQueue queue({Backend::cuda, 0});
-  Replay replay(queue, {[count](DeviceQueue& q) {
-                  quarry::Status status;
-                  for (int i = 0; i < count && status.ok(); ++i) status = launch_empty(q.stream());
-                  return status;
-                }});
+  Replay replay(queue, {empty_kernels(count)});
   loop(state, replay);
 }
 
@@ -37,32 +34,6 @@ void copy(benchmark::State& state) {
       2.0 * kBytes * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
 
-FloorParams floor_of(Layer& layer, DeviceMemory& sink) {
-  const quarry::IndexerConfig& c = layer.indexer().config();
-  quarry::Plan plan{};
-  (void)quarry::make_plan(c, *quarry::stages_of(Backend::cuda), &plan);
-  quarry::Arena arena(layer.index_memory());
-  quarry::carve_index(arena, &plan);
-  const quarry::IndexView& v = plan.view;
-  const std::int64_t keys = std::int64_t{c.max_sequences} * c.num_kv_heads * v.page_slots;
-  FloorParams p{};
-  p.streamed[0] = v.codes;
-  p.streamed_bytes[0] = keys * v.code_bytes;
-  p.streamed[1] = v.means;
-  p.streamed_bytes[1] =
-      v.block_size == 0 ? 0 : keys / v.block_size * c.head_dim * quarry::dtype_size(c.mean_dtype);
-  p.streamed[2] = v.codebooks;
-  p.streamed_bytes[2] = std::int64_t{c.num_kv_heads} * v.num_subspaces * v.ksub * v.dcent * 4;
-  if (c.refine_factor > 1) {
-    p.keys = layer.args().keys.data;
-    p.key_bytes = c.head_dim * quarry::dtype_size(layer.args().keys.dtype);
-    p.num_keys = std::int64_t{c.max_sequences} * c.num_kv_heads * c.max_seq_len;
-    p.gathered = std::int64_t{c.max_sequences} * c.num_query_heads * c.refine_factor * c.heavy_size;
-  }
-  p.sink = sink.as<std::uint32_t>();
-  return p;
-}
-
 void floor(benchmark::State& state, const Workload& workload) {
   DeviceQueue queue({Backend::cuda, 0});
   Model model(workload, Backend::cuda, queue);
@@ -71,12 +42,7 @@ void floor(benchmark::State& state, const Workload& workload) {
     return;
   }
   DeviceMemory sink(queue, 4);
-  std::vector<Work> work;
-  for (Layer& layer : model.layers) {
-    const FloorParams params = floor_of(layer, sink);
-    work.emplace_back([params](DeviceQueue& q) { return launch_floor(params, q.stream()); });
-  }
-  Replay replay(queue, std::move(work));
+  Replay replay(queue, floor_steps(model, sink));
   loop(state, replay);
 }
 

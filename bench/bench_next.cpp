@@ -24,12 +24,18 @@ void next(benchmark::State& state, const Workload& workload, Backend backend) {
   quarry::bench::loop(state, replay);
 }
 
+std::string name_of(const Workload& workload) { return std::string("next/") + workload.name; }
+
+void add_faiss(const Workload& workload, bool fast_scan) {
+  quarry::bench::add_faiss(name_of(workload), workload, fast_scan);
+}
+
 void add(const Workload& workload) {
   using quarry::Algorithm;
   for (const Algorithm algorithm : {Algorithm::staged, Algorithm::scan}) {
     const Workload chosen = quarry::bench::with(algorithm, workload);
     quarry::bench::for_each_backend(
-        std::string("next/") + workload.name + "/" + quarry::to_string(algorithm),
+        name_of(workload) + "/" + quarry::to_string(algorithm),
         [chosen](benchmark::State& state, Backend backend) { next(state, chosen, backend); },
         [chosen](Backend backend) {
           quarry::IndexerConfig resolved;
@@ -45,12 +51,12 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   const Workload exact = quarry::bench::original();
   add(exact);
-  quarry::bench::add_faiss(exact, /*fast_scan=*/false);
+  add_faiss(exact, /*fast_scan=*/false);
   for (const int m : {8, 16}) {
     const Workload workload = quarry::bench::codes_of(m, 4);
     add(workload);
-    quarry::bench::add_faiss(workload, /*fast_scan=*/false);
-    quarry::bench::add_faiss(workload, /*fast_scan=*/true);
+    add_faiss(workload, /*fast_scan=*/false);
+    add_faiss(workload, /*fast_scan=*/true);
   }
   using quarry::GqaReduction;
   for (const GqaReduction reduction :

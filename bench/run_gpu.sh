@@ -89,6 +89,17 @@ if has bench; then
       --benchmark_min_time="${MIN_TIME:-0.1}" --benchmark_out="$out/bench_$b.json" \
       --benchmark_out_format=json
   done
+  # The grid has a hundred points and a replay rotates up to 24 layers, whose time counts once:
+  # a shorter least time keeps it to minutes. GRID_FILTER=grid/n/.*cuda takes one axis.
+  if [ -x "$build/bin/bench_grid" ]; then
+    TAIL=30 run bench_grid timeout "${GRID_SECONDS:-400}" "$build/bin/bench_grid" \
+      --benchmark_filter="${GRID_FILTER:-${BENCH_FILTER:-cuda}}" \
+      --benchmark_min_time="${GRID_MIN_TIME:-0.005}" --benchmark_out="$out/bench_grid.json" \
+      --benchmark_out_format=json
+    # A filter may have left an axis out: then there is no figure of it, and nothing failed.
+    [ -n "${GRID_FILTER:-}${BENCH_FILTER:-}" ] ||
+      run plot_grid "$build/bin/plot_grid" "$out/bench_grid.json" --out "$out/grid"
+  fi
   [ -x "$build/bin/bench_select_peers" ] && TAIL=30 run bench_select_peers timeout "${BENCH_SECONDS:-200}" "$build/bin/bench_select_peers"
 fi
 note "done: $([ $failed -eq 0 ] && echo 'all passed' || echo 'SOMETHING FAILED')"

@@ -9,6 +9,13 @@ if(QUARRY_BUILD_TOOLS)
     LIBRARIES quarry_tools_core)
   quarry_add_test(test_exact SOURCES unit/test_exact.cpp
     LIBRARIES quarry_tools_core)
+  # Of the benchmarks, whether or not they are built.
+  quarry_add_test(test_plot_grid SOURCES unit/test_plot_grid.cpp
+    "${PROJECT_SOURCE_DIR}/bench/support/grid_figure.cpp"
+    LIBRARIES quarry_tools_core)
+  target_include_directories(test_plot_grid PRIVATE "${PROJECT_SOURCE_DIR}/bench")
+  # gcc 12 sees overlapping copies where there are none (gcc bug 105651).
+  target_compile_options(test_plot_grid PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>)
   quarry_add_test(test_goldens SOURCES indexer/test_goldens.cpp
     LIBRARIES quarry_tools_core)
   foreach(test IN ITEMS replay_cli calibrate_cli calibrate_memory)

@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 // OpenBLAS, where that is the BLAS.
@@ -22,7 +23,7 @@ std::vector<std::unique_ptr<faiss::Index>> make_indexes(const Workload& w, bool 
   const auto d = static_cast<std::size_t>(c.head_dim);
   const std::vector<float> keys = normal(static_cast<std::size_t>(w.length) * d, 1);
   std::vector<std::unique_ptr<faiss::Index>> indexes;
-  for (std::int32_t head = 0; head < c.num_kv_heads; ++head) {
+  for (std::int32_t head = 0; head < c.max_sequences * c.num_kv_heads; ++head) {
     std::unique_ptr<faiss::Index> index;
     if (fast_scan) {
       index = std::make_unique<faiss::IndexPQFastScan>(c.head_dim, c.num_subspaces, c.bits,
@@ -51,6 +52,7 @@ void search(benchmark::State& state, const Workload& w, bool fast_scan) {
   const auto k = static_cast<std::size_t>(w.config.heavy_size);
   std::vector<float> scores(indexes.size() * k);
   std::vector<std::int64_t> labels(scores.size());
+  std::vector<double> times;
   for ([[maybe_unused]] auto _ : state) {
     const double begin = omp_get_wtime();
 #pragma omp parallel for schedule(dynamic, 1)
@@ -59,15 +61,18 @@ void search(benchmark::State& state, const Workload& w, bool fast_scan) {
                             scores.data() + head * k, labels.data() + head * k);
     }
     benchmark::DoNotOptimize(labels.data());
-    state.SetIterationTime(omp_get_wtime() - begin);
+    const double seconds = omp_get_wtime() - begin;
+    state.SetIterationTime(seconds);
+    times.push_back(seconds * 1e6);
   }
+  add_counters(state, std::move(times));
 }
 
 }  // namespace
 
-void add_faiss(const Workload& workload, bool fast_scan) {
-  const std::string name = std::string("next/") + workload.name +
-                           (fast_scan ? "/faiss_IndexPQFastScan/cpu" : "/faiss_IndexPQ/cpu");
+void add_faiss(const std::string& prefix, const Workload& workload, bool fast_scan) {
+  const std::string name =
+      prefix + (fast_scan ? "/faiss_IndexPQFastScan/cpu" : "/faiss_IndexPQ/cpu");
   benchmark::RegisterBenchmark(
       name.c_str(),
       [workload, fast_scan](benchmark::State& state) { search(state, workload, fast_scan); })
@@ -78,6 +83,6 @@ void add_faiss(const Workload& workload, bool fast_scan) {
 }  // namespace quarry::bench
 #else
 namespace quarry::bench {
-void add_faiss(const Workload&, bool) {}
+void add_faiss(const std::string&, const Workload&, bool) {}
 }  // namespace quarry::bench
 #endif

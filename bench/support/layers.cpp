@@ -14,6 +14,19 @@ namespace {
 using tools::DeviceMemory;
 using tools::DeviceQueue;
 
+std::size_t key_rows(const IndexerConfig& c) {
+  return static_cast<std::size_t>(c.max_sequences) * static_cast<std::size_t>(c.max_seq_len);
+}
+
+/// Elements of a position of the cache.
+std::size_t key_row(const IndexerConfig& c) {
+  return static_cast<std::size_t>(c.num_kv_heads) * static_cast<std::size_t>(c.head_dim);
+}
+
+std::size_t layer_count(const MemoryRequirements& need, Backend backend) {
+  return std::clamp<std::size_t>(2 * cache_bytes(backend) / need.index_bytes + 1, 1, 24);
+}
+
 }  // namespace
 
 Workload original() {
@@ -133,11 +146,9 @@ std::vector<std::byte> narrowed(const std::vector<float>& values, DType dtype) {
   return bytes;
 }
 
-KeyCache::KeyCache(const Workload& workload, DeviceQueue& queue) {
+KeyCache::KeyCache(const Workload& workload, DeviceQueue& queue) : workload_(workload) {
   const IndexerConfig& c = workload.config;
-  const auto rows =
-      static_cast<std::size_t>(c.max_sequences) * static_cast<std::size_t>(c.max_seq_len);
-  const auto row = static_cast<std::size_t>(c.num_kv_heads) * static_cast<std::size_t>(c.head_dim);
+  const std::size_t rows = key_rows(c), row = key_row(c);
   const std::size_t stretch = std::min<std::size_t>(rows, 32768);
   const std::vector<std::byte> part = narrowed(normal(stretch * row, 1), workload.dtype);
   const std::size_t row_bytes = part.size() / stretch;
@@ -151,6 +162,13 @@ KeyCache::KeyCache(const Workload& workload, DeviceQueue& queue) {
   view_.slot_stride = static_cast<std::int64_t>(row);
   view_.page_stride =
       static_cast<std::int64_t>(row) * (c.page_size > 0 ? c.page_size : c.max_seq_len);
+}
+
+bool KeyCache::fits(const Workload& workload) const noexcept {
+  const IndexerConfig &a = workload_.config, &b = workload.config;
+  return a.max_sequences == b.max_sequences && a.max_seq_len == b.max_seq_len &&
+         a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim &&
+         a.page_size == b.page_size && workload_.dtype == workload.dtype;
 }
 
 Layer::Layer(const Workload& workload, Backend backend, const KeyCache& keys, DeviceQueue& queue,
@@ -252,15 +270,31 @@ Status Layer::build(DeviceQueue& queue, bool retrain) {
 }
 
 Model::Model(const Workload& workload, Backend backend, DeviceQueue& queue)
-    : keys(workload, queue) {
+    : Model(workload, backend, queue, std::make_shared<KeyCache>(workload, queue)) {}
+
+Model::Model(const Workload& workload, Backend backend, DeviceQueue& queue,
+             std::shared_ptr<const KeyCache> given)
+    : keys(std::move(given)) {
   MemoryRequirements need;
   if (!memory_requirements(workload.config, backend, &need).ok()) return;
-  const std::size_t count =
-      std::clamp<std::size_t>(2 * cache_bytes(backend) / need.index_bytes + 1, 1, 24);
+  const std::size_t count = layer_count(need, backend);
   layers.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
-    layers.emplace_back(workload, backend, keys, queue, static_cast<unsigned>(i));
+    layers.emplace_back(workload, backend, *keys, queue, static_cast<unsigned>(i));
   }
+}
+
+Status model_bytes(const Workload& workload, Backend backend, std::size_t* bytes) {
+  IndexerConfig c;
+  MemoryRequirements need;
+  if (Status s = resolve(workload.config, backend, &c); !s.ok()) return s;
+  if (Status s = memory_requirements(c, backend, &need); !s.ok()) return s;
+  const std::size_t lists = static_cast<std::size_t>(c.max_sequences) *
+                            static_cast<std::size_t>(c.num_query_heads) *
+                            static_cast<std::size_t>(max_list_length(c) + 1) * sizeof(std::int32_t);
+  *bytes = key_rows(c) * key_row(c) * static_cast<std::size_t>(dtype_size(workload.dtype)) +
+           layer_count(need, backend) * (need.index_bytes + need.next_workspace_bytes + lists);
+  return {};
 }
 
 std::vector<Work> Model::steps() {

@@ -3,6 +3,7 @@
 // An Indexer with its cache, queries and outputs, filled and ready for a decode step.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -44,8 +45,11 @@ class KeyCache {
  public:
   KeyCache(const Workload& workload, tools::DeviceQueue& queue);
   const KeyView& view() const noexcept { return view_; }
+  /// Whether these are the keys that KeyCache(workload, ...) would make.
+  bool fits(const Workload& workload) const noexcept;
 
  private:
+  Workload workload_;
   tools::DeviceMemory memory_;
   KeyView view_;
 };
@@ -82,12 +86,20 @@ class Layer {
 /// CPU), as work to replay.
 struct Model {
   Model(const Workload& workload, Backend backend, tools::DeviceQueue& queue);
+  /// Over keys that are there; they must fit the workload.
+  Model(const Workload& workload, Backend backend, tools::DeviceQueue& queue,
+        std::shared_ptr<const KeyCache> keys);
   std::vector<Work> steps();
   Status status() const;
 
-  KeyCache keys;
+  std::shared_ptr<const KeyCache> keys;
   std::vector<Layer> layers;
 };
+
+/// Bytes that a Model of `workload` holds on the backend's device, from the sizes alone: the keys
+/// and every layer's index, scratch and lists (codebooks as given and queries are small beside
+/// them). Nothing is allocated.
+Status model_bytes(const Workload& workload, Backend backend, std::size_t* bytes);
 
 /// Registers `run(state, backend)` for every backend that is there and, where `serves` is given,
 /// serves it.

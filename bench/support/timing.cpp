@@ -97,6 +97,10 @@ void loop(benchmark::State& state, Replay& replay) {
     state.SetIterationTime(seconds);
     times.push_back(seconds * 1e6);
   }
+  add_counters(state, std::move(times));
+}
+
+void add_counters(benchmark::State& state, std::vector<double> times) {
   if (times.empty()) return;
   std::sort(times.begin(), times.end());
   state.counters["median_us"] = times[times.size() / 2];

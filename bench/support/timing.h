@@ -39,6 +39,10 @@ class Replay {
   Status status_;
 };
 
+/// Counters median_us and least_us of the runs' `times`, in microseconds; none where there are
+/// none.
+void add_counters(benchmark::State& state, std::vector<double> times);
+
 /// Drives a google-benchmark loop with manual time over `replay`.
 void loop(benchmark::State& state, Replay& replay);
 
