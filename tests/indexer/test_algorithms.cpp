@@ -209,7 +209,8 @@ Found draw(std::uint64_t seed, Backend backend) {
     const int page = c.block_size > 0 ? c.block_size * r.integer(1, 3) : r.integer(1, 200);
     use_pages(&c, page);
   }
-  f.s.key_dtype = r.integer(0, 2) == 0 ? DType::float16 : DType::float32;
+  constexpr DType kKeys[] = {DType::float32, DType::float32, DType::float16, DType::float8_e4m3};
+  f.s.key_dtype = kKeys[r.integer(0, 3)];
   f.s.keys = static_cast<Values>(r.integer(0, static_cast<int>(Values::huge_cluster)));
   f.s.queries = static_cast<Values>(r.integer(0, static_cast<int>(Values::huge_cluster)));
   f.s.centroids = r.integer(0, 2) == 0 ? Values::integers : Values::gaussian;

@@ -88,7 +88,10 @@ TEST_P(SoakTest, ManySequencesComeAndGo) {
           if (i == steps / 2) memory = free_device_memory(GetParam());
         }
         ASSERT_EQ(soak.error(), "");
-        EXPECT_EQ(soak.allocations(), 0);
+        // The emulated device's launches are calls of the host, which allocate.
+        if (GetParam() == Backend::cpu || !QUARRY_CUDA_EMULATED) {
+          EXPECT_EQ(soak.allocations(), 0);
+        }
         EXPECT_EQ(free_device_memory(GetParam()), memory);
         if (!digest) digest = soak.digest();
         EXPECT_EQ(soak.digest(), *digest) << "the same seed gave other lists";
