@@ -30,51 +30,6 @@ QUARRY_HD inline std::uint64_t rank_key(std::uint32_t key, std::int32_t place) {
   return static_cast<std::uint64_t>(key) << 32 | (0xffffffffu - static_cast<std::uint32_t>(place));
 }
 
-/// best_ascending() of at most kListed items: each is compared with every other, by a team of
-/// neighbouring threads, first by rank and then, among the winners, by place.
-template <typename KeyAt, typename PlaceAt>
-__device__ __forceinline__ void best_of_few(AscendingStorage& st, KeyAt key_at, PlaceAt place_at,
-                                            std::int32_t n, std::int32_t k, std::int32_t* out) {
-  constexpr unsigned kAll = 0xffffffffu;
-  const auto tid = static_cast<std::int32_t>(threadIdx.x);
-  std::int32_t team = 1;  // a power of two
-  while (team < 32 && 2 * team * n <= kFinishThreads) team *= 2;
-  const std::int32_t part = tid % team, at_once = kFinishThreads / team;
-  // How many of the n items are `less`; a warp's threads all call it.
-  const auto count = [&](auto less) {
-    std::int32_t sum = 0;
-#pragma unroll 4
-    for (std::int32_t i = part; i < n; i += team) sum += less(i) ? 1 : 0;
-    for (std::int32_t apart = team / 2; apart > 0; apart /= 2) {
-      sum += __shfl_xor_sync(kAll, sum, apart);
-    }
-    return sum;
-  };
-  constexpr std::int32_t kNone = 0x7fffffff;
-  std::int32_t* const places = st.bins;  // of winners; of others, kNone
-  for (std::int32_t i = tid; i < n; i += kFinishThreads) {
-    st.listed[i] = rank_key(key_at(i), place_at(i));
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (std::int32_t first = 0; first < n; first += at_once) {
-    const std::int32_t item = first + tid / team;
-    const std::uint64_t own = item < n ? st.listed[item] : 0;
-    const std::int32_t better = count([&](std::int32_t i) { return st.listed[i] > own; });
-    const auto place = static_cast<std::int32_t>(0xffffffffu - static_cast<std::uint32_t>(own));
-    if (part == 0 && item < n) places[item] = better < k ? place : kNone;
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (std::int32_t first = 0; first < n; first += at_once) {
-    const std::int32_t item = first + tid / team;
-    const std::int32_t own = item < n ? places[item] : kNone;
-    const std::int32_t before = count([&](std::int32_t i) { return places[i] < own; });
-    if (part == 0 && own != kNone) out[before] = own;
-  }
-  __syncthreads();
-}
-
 /// out[0 .. k): the places of the k best of n items by (key descending, place ascending), in
 /// ascending order, 0 < k <= n. key_at(i), place_at(i): of item i; places are distinct, in
 /// [0, range). `marks`: shared memory, min(range, kMarkedPlaces) bits and 31 to spare. `out` in
@@ -88,10 +43,6 @@ __device__ __forceinline__ void best_ascending(AscendingStorage& st, std::uint32
                                                KeyAt key_at, PlaceAt place_at, std::int32_t n,
                                                std::int32_t k, std::int32_t range,
                                                std::int32_t* out) {
-  if (n <= AscendingStorage::kListed) {
-    best_of_few(st, key_at, place_at, n, k, out);
-    return;
-  }
   constexpr unsigned kAll = 0xffffffffu;
   constexpr int kBins = AscendingStorage::kBins, kEach = kBins / kFinishThreads;
   const auto tid = static_cast<std::int32_t>(threadIdx.x);
@@ -163,8 +114,8 @@ __device__ __forceinline__ void best_ascending(AscendingStorage& st, std::uint32
         if (rank >= from && rank <= last) st.listed[atomicAdd(&st.num_listed, 1)] = rank;
       }
       __syncthreads();
-      for (std::int32_t item = tid; item < in_bin; item += kFinishThreads) {
-        const std::uint64_t own = st.listed[item];
+      if (tid < in_bin) {
+        const std::uint64_t own = st.listed[tid];
         std::int32_t better = 0;
         for (std::int32_t i = 0; i < in_bin; ++i) better += st.listed[i] > own ? 1 : 0;
         if (better == wanted - 1) st.kth = own;  // ranks are distinct

@@ -13,7 +13,6 @@
 #pragma once
 
 #include "common/launch.h"
-#include "encode/step.cuh"
 #include "scan/sums.cuh"
 #include "score/bias.cuh"
 #include "score/lut.cuh"
@@ -43,23 +42,15 @@ __device__ __forceinline__ void share_bias_ranges(const ClusterPlace& place, con
   }
 }
 
-/// Encodes the pending positions of a chunk. A call, since it is needed off the usual path alone.
-static __device__ __noinline__ void encode_backlog(const EncodeParams& p, const StepShape& shape,
-                                                   std::int32_t b, std::int32_t kv,
-                                                   std::int32_t low, std::int32_t high,
-                                                   unsigned char* memory) {
-  encode_share(p, shape, plan_sequence(p, b), b, kv, 0, 1, low, high, memory);
-  __syncthreads();
-}
-
 template <int kHeads, int kStride, bool kVector>
 __global__ void __launch_bounds__(kScanThreads, 2)
     chunk_kernel(const __grid_constant__ ChunkParams p) {
   using Entry = typename Packed<kHeads>::Entry;
   constexpr int kWords = Packed<kHeads>::kWords, kBins = scan_bins(kHeads);
+  let_successor_start();
   extern __shared__ __align__(16) unsigned char memory[];
-  const IndexView& ix = p.encode.index;
-  const StepView& step = p.encode.step;
+  const IndexView& ix = p.index;
+  const StepView& step = p.step;
   const ScanPlan& plan = p.plan;
   const auto tid = static_cast<std::int32_t>(threadIdx.x);
   std::int32_t rest = static_cast<std::int32_t>(blockIdx.x);
@@ -70,24 +61,21 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   const std::int32_t kv = rest % ix.num_kv_heads;
   rest /= ix.num_kv_heads;
   const std::int32_t t = rest % step.query_tokens, b = rest / step.query_tokens;
-  wait_for_predecessor();
-  let_successor_start();
 
+  // The kernel before, the step's encoding, has waited for all that came before it, or this
+  // block would not run. What it writes is not read here, unless there are more new positions
+  // than the window holds; `seen` is moved by the kernel behind.
   const SequenceState st = sequence_state(ix, step, b);
-  if (chunk_id == 0 && first_head == 0 && kv == 0 && t == 0) {
-    // One block a sequence tells the rows of the second kernel, which check no pages.
-    const SequenceState checked = plan_sequence(p.encode, b);
-    if (tid == 0) {
-      step.states[b] = checked;
-      p.encoded[b] = 0;
-      if (checked.bits != 0 && step.device_status != nullptr) {
-        atomicOr(step.device_status + b, checked.bits);
-      }
-    }
-  }
   std::uint32_t ignored = 0;
   const RowState row = row_state(ix, step, st, b, t, &ignored);
-  if (row.kind != RowKind::sparse) return;  // the whole cluster does
+  if (row.kind != RowKind::sparse) {  // the whole cluster does
+    wait_for_predecessor();
+    return;
+  }
+  const std::int32_t pending =
+      ix.block_size > 0 ? st.begin / ix.block_size * ix.block_size : st.begin;
+  if (pending < row.end) wait_for_predecessor();
+
   const ClusterPlace place = cluster_place();
   const std::int32_t base = row.first & ~(kKeys - 1);
   const std::int32_t length = scan_chunk(plan, row.end - base);
@@ -108,17 +96,10 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   const auto segment_of = [&](std::int32_t h) { return (first_row + h) * plan.chunks + chunk_id; };
   if (cluster_n == 0) {  // the row is short, and the whole cluster without work
     if (tid < live) p.counts[segment_of(tid)] = 0;
+    wait_for_predecessor();
     return;
   }
-
-  // The second kernel encodes what is new, which is in the window: unless more of it came at
-  // once. Then every block encodes those of its own chunk first, and none waits for another.
-  const std::int32_t pending =
-      ix.block_size > 0 ? st.begin / ix.block_size * ix.block_size : st.begin;
-  if (pending < row.end && low < high) {
-    encode_backlog(p.encode, p.step_shape, b, kv, low, high, memory);
-  }
-  cluster_arrive_relaxed(place);  // from here on the others may write to this shared memory
+  cluster_arrive(place);
 
   const bool blocks = ix.block_size > 0 && low < high;
   const std::int32_t first_block = blocks ? low / ix.block_size : 0;
@@ -136,17 +117,10 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   const std::int64_t book_size = static_cast<std::int64_t>(ix.num_subspaces) * ix.dcent << ix.bits;
   const float* codebook = ix.codebooks + book * book_size;
   prefetch_to_l2(codebook, book_size * 4);
-  const bool contiguous = kVector && table_row == nullptr;
-  if (contiguous && low < high) {
+  if (kVector && table_row == nullptr && low < high) {
     const std::int32_t from = low / ix.tile * ix.tile;
     prefetch_to_l2(ix.codes + code_offset(ix, st.slot, kv, from),
                    static_cast<std::int64_t>(high - from) * ix.code_bytes);
-    if (blocks) {
-      prefetch_to_l2(
-          static_cast<const char*>(ix.means) +
-              block_mean(ix, nullptr, st.slot, kv, first_block) / ix.head_dim * p.mean_bytes,
-          num_blocks * p.mean_bytes);
-    }
   }
 
   load_queries<kHeads>(p.queries, b, t, head, live, d, sh.query);
@@ -164,18 +138,13 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   }
   build_luts<kHeads, kStride>(ix, codebook, sh.rotated, sh.lut);
   __syncthreads();
-  const bool biased = ix.block_size > 0;  // the whole cluster's are
-  if (biased) {
-    share_bias_ranges<kHeads>(place, sh.bias, blocks ? num_blocks : 0, &bias_ranges[0][0][0]);
-  }
+  share_bias_ranges<kHeads>(place, sh.bias, blocks ? num_blocks : 0, &bias_ranges[0][0][0]);
   table_ranges<kHeads, kStride>(ix, sh.lut, sh.lows, sh.highs);
-  if (biased) {
-    cluster_arrive(place);
-    cluster_wait(place);
-  }
-  if (!biased || place.blocks > 1) __syncthreads();
-  make_scales<kHeads>(ix, sh.lows, sh.highs, &bias_ranges[0][0][0], biased ? place.blocks : 0,
-                      scales, bias_lows);
+  cluster_arrive(place);
+  cluster_wait(place);
+  if (place.blocks > 1) __syncthreads();
+  make_scales<kHeads>(ix, sh.lows, sh.highs, &bias_ranges[0][0][0], place.blocks, scales,
+                      bias_lows);
   __syncthreads();
   pack_tables<kHeads, kStride>(ix, sh.lut, sh.lows, sh.bias, blocks ? num_blocks : 0, scales,
                                bias_lows, sh.tables, sh.packed_bias, sh.kept);
@@ -183,7 +152,9 @@ __global__ void __launch_bounds__(kScanThreads, 2)
 
   const Chunk chunk{ix, table_row, st.slot, kv, low, high, first_block, plan.block_shift};
   const bool each = cluster_n <= kCountedEach * plan.select;
-  const auto sum_quad = [&](std::int32_t at, const auto& read) {
+#pragma unroll 1
+  for (std::int32_t at = begin + tid * kKeys; at < high; at += kScanThreads * kKeys) {
+    const CodeReader<kVector> read(ix, table_row, st.slot, kv, at, high - 1);
     Sums<kHeads> acc;
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
@@ -202,22 +173,6 @@ __global__ void __launch_bounds__(kScanThreads, 2)
     }
     store_sums(sh.sums + (at - begin), acc);
     count_sums<kHeads>(acc, first, end, each, sh.bins);
-  };
-  constexpr std::int32_t kTurn = kScanThreads * kKeys;  // whole tiles of codes
-  std::int32_t at = begin + tid * kKeys;
-  if (contiguous) {
-    const std::uint8_t* codes = ix.codes + code_offset(ix, st.slot, kv, at);
-#pragma unroll 2
-    for (; at < high; at += kTurn, codes += kTurn * ix.code_bytes) {
-      sum_quad(at, [&](std::int32_t byte) {
-        return __ldg(reinterpret_cast<const std::uint32_t*>(codes + byte * ix.tile));
-      });
-    }
-  } else {
-#pragma unroll 1
-    for (; at < high; at += kTurn) {
-      sum_quad(at, CodeReader<kVector>(ix, table_row, st.slot, kv, at, high - 1));
-    }
   }
 
   // The cluster's histogram, and from it the thresholds.
@@ -237,7 +192,7 @@ __global__ void __launch_bounds__(kScanThreads, 2)
     __syncthreads();
   }
   find_thresholds<kHeads>(bins, static_cast<std::uint32_t>(plan.select), scales, thresholds);
-  cluster_arrive_relaxed(place);  // no other block's shared memory is read after this
+  cluster_arrive(place);  // no other block's shared memory is read after this
   __syncthreads();
 
   std::uint32_t reach[kWords] = {};
@@ -251,36 +206,25 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   }
   __syncthreads();
 
-  // Exact scores of what was found, all heads' together.
-  std::int32_t ends[kHeads];
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    const bool fits = h < live && counts[h] <= plan.capacity;
-    ends[h] = (h > 0 ? ends[h - 1] : 0) + (fits ? counts[h] : 0);
-  }
-#pragma unroll 1
-  for (std::int32_t i = tid; i < ends[kHeads - 1]; i += kScanThreads) {
-    std::int32_t h = 0, before = 0;
-#pragma unroll
-    for (int other = 0; other + 1 < kHeads; ++other) {
-      if (i >= ends[other]) h = other + 1, before = ends[other];
-    }
-    const std::int32_t position = begin + sh.found[h * plan.capacity + (i - before)];
-    float score[1];
-    chunk_scores<1, kHeads, kStride>(chunk, sh.lut + h * kStride, sh.bias + h, position, score);
-    p.candidates[segment_of(h) * plan.capacity + (i - before)] = {selection_key(score[0]),
-                                                                  position};
-  }
 #pragma unroll 1
   for (std::int32_t h = 0; h < live; ++h) {
+    Candidate* const out = p.candidates + segment_of(h) * plan.capacity;
     std::int32_t count = counts[h];
-    if (count > plan.capacity) {
-      count = select_chunk<kHeads, kStride>(chunk, sh.lut, sh.bias, h, plan.select, sh.storage,
-                                            p.candidates + segment_of(h) * plan.capacity);
+    if (count <= plan.capacity) {
+      for (std::int32_t i = tid; i < count; i += kScanThreads) {
+        const std::int32_t position = begin + sh.found[h * plan.capacity + i];
+        float score[1];
+        chunk_scores<1, kHeads, kStride>(chunk, sh.lut + h * kStride, sh.bias + h, position, score);
+        out[i] = {selection_key(score[0]), position};
+      }
+    } else {
+      count =
+          select_chunk<kHeads, kStride>(chunk, sh.lut, sh.bias, h, plan.select, sh.storage, out);
     }
     if (tid == 0) p.counts[segment_of(h)] = count;
   }
   cluster_wait(place);
+  wait_for_predecessor();  // so that whoever waits for this kernel has waited for the one before
 }
 
 }  // namespace quarry::cuda

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Second of scan's two kernels: of the candidates that a row's chunks passed on the exact best
-// r * K, their exact re-rank, and the list; beside that the step's encoding, which this step's
-// lists do not need. A cluster of thread blocks a row where there is much to gather or to write:
-// each selects for itself, scores its share of the keys for all, and writes its share of the list.
+// r * K, their exact re-rank, and the list. A cluster of thread blocks a row where there is much
+// to gather or to write: each selects for itself, scores its share of the keys for all, and
+// writes its share of the list.
 #pragma once
 
 #include "common/launch.h"
 #include "emit/list.cuh"
-#include "encode/step.cuh"
 #include "refine/dots.cuh"
 #include "scan/ascending.cuh"
 #include "score/lut.cuh"
@@ -16,15 +15,12 @@
 namespace quarry::cuda {
 
 struct FinishParams {
-  EncodeParams encode;
-  StepShape step_shape;
-  std::int32_t encode_blocks;  ///< the first thread blocks: they encode, a share each
-  EmitParams emit;             ///< its rows, heavy and heavy_counts are not used
+  EmitParams emit;  ///< its rows, heavy and heavy_counts are not used
+  KeyView keys;
   QueryView queries;
   std::int32_t chunks, capacity, select;  ///< as in ScanPlan
   std::int32_t lanes;                     ///< that share a key in refine
   bool wide;
-  std::uint32_t* encoded;  ///< [B], 0 when the first kernel has ended
   const std::int32_t* counts;
   const Candidate* candidates;
 };
@@ -97,23 +93,9 @@ struct RowCandidates {
 __device__ __forceinline__ std::int32_t count_candidates(AscendingStorage& storage,
                                                          const std::int32_t* counts,
                                                          std::int32_t chunks, std::int32_t* ends) {
-  constexpr unsigned kAll = 0xffffffffu;
-  const auto tid = static_cast<std::int32_t>(threadIdx.x);
-  if (chunks <= 32) {  // every warp for itself
-    const std::int32_t lane = tid % 32;
-    std::int32_t end = lane < chunks ? counts[lane] : 0;
-#pragma unroll
-    for (int apart = 1; apart < 32; apart *= 2) {
-      const std::int32_t other = __shfl_up_sync(kAll, end, apart);
-      if (lane >= apart) end += other;
-    }
-    if (tid < chunks) ends[tid] = end;
-    __syncthreads();
-    return __shfl_sync(kAll, end, 31);
-  }
   std::int32_t all = 0;
   for (std::int32_t first = 0; first < chunks; first += kFinishThreads) {
-    const std::int32_t i = first + tid;
+    const std::int32_t i = first + static_cast<std::int32_t>(threadIdx.x);
     std::int32_t end = i < chunks ? counts[i] : 0, total = 0;
     AscendingStorage::Scan(storage.scan).InclusiveSum(end, end, total);
     if (i < chunks) ends[i] = all + end;
@@ -143,48 +125,19 @@ __device__ __forceinline__ void cache_candidates(const Candidate* segments,
   }
 }
 
-/// What is new, while the first kernel still runs: that one's blocks have all waited for what came
-/// before it, or this block would not run, and they read no position that is encoded here, unless
-/// there are more new ones than the window holds. `seen` is moved by the last of a sequence's
-/// blocks, when no other block of the call has it still to read.
-__device__ __forceinline__ void encode_role(const FinishParams& p, unsigned char* memory) {
-  const IndexView& ix = p.encode.index;
-  const StepView& step = p.encode.step;
-  const auto id = static_cast<std::int32_t>(blockIdx.x);
-  const std::int32_t shares = p.step_shape.shares, heads = ix.num_kv_heads;
-  const std::int32_t share = id % shares, head = id / shares % heads, b = id / shares / heads;
-  if (b >= step.batch_size) {  // the last cluster may have blocks to spare
-    wait_for_predecessor();
-    return;
-  }
-  const SequenceState st = plan_sequence(p.encode, b);
-  const std::int32_t pending =
-      ix.block_size > 0 ? st.begin / ix.block_size * ix.block_size : st.begin;
-  if (pending < st.n + step.query_tokens - 1 - ix.window_size) wait_for_predecessor();
-  encode_share(p.encode, p.step_shape, st, b, head, share, shares, 0, INT32_MAX, memory);
-  wait_for_predecessor();
-  if (threadIdx.x != 0 || st.slot < 0 || st.built == 0) return;
-  const auto all = static_cast<std::uint32_t>(shares * heads);
-  if (atomicAdd(p.encoded + b, 1u) == all - 1) ix.seen[st.slot] = st.n;
-}
-
-/// kPieces 0: no refine. Grid (encode_blocks + rows * cluster).
+/// kPieces 0: no refine. Grid (rows * cluster).
 template <typename E, int kPieces>
-__global__ void __launch_bounds__(kFinishThreads, 2)
+__global__ void __launch_bounds__(kFinishThreads)
     finish_kernel(const __grid_constant__ FinishParams p) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ AscendingStorage storage;
-  let_successor_start();
-  if (static_cast<std::int32_t>(blockIdx.x) < p.encode_blocks) {
-    encode_role(p, memory);
-    return;
-  }
   wait_for_predecessor();
+  let_successor_start();
   const EmitParams& emit = p.emit;
   const IndexView& ix = emit.index;
   const StepView& step = emit.step;
   const ClusterPlace place = cluster_place();
-  const std::int64_t row = (blockIdx.x - p.encode_blocks) / static_cast<unsigned>(place.blocks);
+  const std::int64_t row = blockIdx.x / static_cast<unsigned>(place.blocks);
   const auto head = static_cast<std::int32_t>(row % ix.num_query_heads);
   const std::int64_t query = row / ix.num_query_heads;
   const auto t = static_cast<std::int32_t>(query % step.query_tokens);
@@ -193,8 +146,10 @@ __global__ void __launch_bounds__(kFinishThreads, 2)
   const SequenceState st = step.states[b];
   std::uint32_t bits = 0;
   const RowState state = row_state(ix, step, st, b, t, &bits);
-  if (head == 0 && place.rank == 0 && tid == 0 && bits != 0 && step.device_status != nullptr) {
-    atomicOr(step.device_status + b, bits);
+  if (head == 0 && place.rank == 0 && tid == 0) {
+    if (bits != 0 && step.device_status != nullptr) atomicOr(step.device_status + b, bits);
+    // What the chunks' kernel read; nothing after this in the call does.
+    if (t == 0 && st.slot >= 0 && st.built != 0) ix.seen[st.slot] = st.n;
   }
 
   const FinishShared sh(memory, ix, p.chunks, p.select);
@@ -227,9 +182,9 @@ __global__ void __launch_bounds__(kFinishThreads, 2)
       cluster_wait(place);
       for (std::int32_t first = from; first < to; first += groups * kKeysAtOnce) {
         exact_scores<E, kPieces>(
-            ix, p.encode.keys, [&](std::int32_t i) { return sh.query[i]; },
-            block_table_row(step, b), st.slot, head / ix.group_size, p.wide, p.lanes, groups,
-            tid / p.lanes, first, to, [&](std::int32_t i) { return state.first + sh.shortlist[i]; },
+            ix, p.keys, [&](std::int32_t i) { return sh.query[i]; }, block_table_row(step, b),
+            st.slot, head / ix.group_size, p.wide, p.lanes, groups, tid / p.lanes, first, to,
+            [&](std::int32_t i) { return state.first + sh.shortlist[i]; },
             [&](std::int32_t i, float score) {
               const float key = bits_to_float(selection_key(score));
               for (std::int32_t rank = 0; rank < place.blocks; ++rank) {

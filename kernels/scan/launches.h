@@ -4,21 +4,18 @@
 #pragma once
 
 #include "backend.h"
-#include "encode/step_shape.h"
 #include "scan/plan.h"
 
 namespace quarry::cuda {
 
 struct ChunkParams {
-  EncodeParams encode;
-  StepShape step_shape;
+  IndexView index;
+  StepView step;
   QueryView queries;
   ScanPlan plan;
   ScanSizes sizes;
-  std::int64_t mean_bytes;  ///< of a block's mean
-  std::uint32_t* encoded;   ///< [B], as in ScanScratch: set to 0
-  std::int32_t* counts;     ///< [rows][chunks]
-  Candidate* candidates;    ///< [rows][chunks][capacity]
+  std::int32_t* counts;   ///< [rows][chunks]
+  Candidate* candidates;  ///< [rows][chunks][capacity]
 };
 
 Status launch_chunks_16(const ChunkParams& p, const Launch& launch);

@@ -12,7 +12,7 @@
 namespace quarry::cuda {
 
 constexpr int kScanThreads = 512;
-constexpr int kFinishThreads = 256;
+constexpr int kFinishThreads = 512;
 
 /// A candidate that a thread block passed on to its row's selection.
 struct Candidate {
@@ -139,22 +139,17 @@ inline bool plan_serves(const IndexView& ix) {
 
 /// Scratch of a call. The code that counts it carves it.
 struct ScanScratch {
-  std::uint32_t* encoded;  ///< [B]: thread blocks that have encoded their share
-  std::int32_t* counts;    ///< [rows][chunks]: candidates passed on
-  Candidate* candidates;   ///< [rows][chunks][capacity]
+  std::int32_t* counts;   ///< [rows][chunks]: candidates passed on
+  Candidate* candidates;  ///< [rows][chunks][capacity]
   std::int64_t bytes;
 
-  ScanScratch(void* base, const ScanPlan& plan, std::int64_t batch_size, std::int64_t rows) {
-    bytes = 0;
-    const auto take = [&](std::int64_t count, std::size_t size) {
-      void* const here = base == nullptr ? nullptr : static_cast<char*>(base) + bytes;
-      bytes += (count * static_cast<std::int64_t>(size) + 255) / 256 * 256;
-      return here;
-    };
+  ScanScratch(void* base, const ScanPlan& plan, std::int64_t rows) {
     const std::int64_t segments = rows * plan.chunks;
-    encoded = static_cast<std::uint32_t*>(take(batch_size, 4));
-    counts = static_cast<std::int32_t*>(take(segments, 4));
-    candidates = static_cast<Candidate*>(take(segments * plan.capacity, sizeof(Candidate)));
+    const std::int64_t counted = (segments * 4 + 255) / 256 * 256;
+    bytes = counted + segments * plan.capacity * static_cast<std::int64_t>(sizeof(Candidate));
+    counts = static_cast<std::int32_t*>(base);
+    candidates = base == nullptr ? nullptr
+                                 : reinterpret_cast<Candidate*>(static_cast<char*>(base) + counted);
   }
 };
 

@@ -125,8 +125,7 @@ __device__ __forceinline__ void table_ranges(const IndexView& ix, const float* l
 }
 
 /// scales[h] from the ranges and from what the biases of each of the cluster's blocks span,
-/// [cluster][2][kHeads] (low, high; high 0: none; cluster 0: no biases); bias_lows[h] too. Warp h
-/// takes head h.
+/// [cluster][2][kHeads] (low, high; high 0: none); bias_lows[h] too. Warp h takes head h.
 template <int kHeads>
 __device__ __forceinline__ void make_scales(const IndexView& ix, const std::uint32_t* lows,
                                             const std::uint32_t* highs,
@@ -135,9 +134,10 @@ __device__ __forceinline__ void make_scales(const IndexView& ix, const std::uint
   constexpr unsigned kAll = 0xffffffffu;
   const auto lane = static_cast<int>(threadIdx.x) % 32, h = static_cast<int>(threadIdx.x) / 32;
   if (h >= kHeads) return;
-  const std::uint32_t* own = bias_ranges + lane * 2 * kHeads + h;
-  const std::uint32_t low = __reduce_min_sync(kAll, lane < cluster ? own[0] : 0xffffffffu);
-  const std::uint32_t high = __reduce_max_sync(kAll, lane < cluster ? own[kHeads] : 0u);
+  const bool one = lane < cluster;
+  const std::uint32_t* own = bias_ranges + (one ? lane : 0) * 2 * kHeads + h;
+  const std::uint32_t low = __reduce_min_sync(kAll, own[0]);
+  const std::uint32_t high = __reduce_max_sync(kAll, own[kHeads]);
   const float bias_low = high == 0 ? 0.0f : score_of_key(low);
   const float bias_high = high == 0 ? 0.0f : score_of_key(high);
   float base = 0.0f, range = 0.0f, magnitude = 0.0f;

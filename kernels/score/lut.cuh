@@ -100,14 +100,6 @@ __device__ __forceinline__ void cluster_arrive(const ClusterPlace& place) {
 #endif
 }
 
-/// The same where there is nothing to be seen of what this block wrote: it does not wait for its
-/// own memory operations first. Threads of a warp may come one by one.
-__device__ __forceinline__ void cluster_arrive_relaxed(const ClusterPlace& place) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if (place.blocks > 1) asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-#endif
-}
-
 __device__ __forceinline__ void cluster_wait(const ClusterPlace& place) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if (place.blocks > 1) {
