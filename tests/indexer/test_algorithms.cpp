@@ -72,6 +72,7 @@ TEST_P(Algorithms, GiveTheSameBytesWhateverTheDistribution) {
       }
       Scenario s;
       s.config = small_config();
+      s.keys = Values::integers;  // soon made, and overwritten by ShapedScores
       s.config.head_dim = shape.d;
       s.config.num_subspaces = shape.m;
       s.config.bits = shape.b;
@@ -133,6 +134,7 @@ TEST_P(Algorithms, GiveTheSameBytesUnderReductions) {
       for (const GqaReduction reduction : reductions(GetParam())) {
         Scenario s;
         s.config = small_config();
+        s.keys = Values::integers;  // soon made, and overwritten by ShapedScores
         s.config.metric = shape.metric;
         s.config.head_dim = shape.d;
         s.config.num_subspaces = shape.m;
