@@ -44,8 +44,8 @@ class CodeReader {
 
   /// Codes of the 16 positions from a multiple of 16 on, into half `half` of staged tiles.
   void stage(std::int32_t position, std::int32_t half) { copy(at(position), half); }
-  /// The same of so many halves, page by page: a division for each would cost as much as all
-  /// that is done with it. Pages lie anywhere, so those ahead, up to `last`, are fetched early.
+  /// The same of so many halves, page by page, without a division for each. Pages lie anywhere,
+  /// so those ahead, up to page `last` of the sequence, are fetched early.
   void stage_all(std::int32_t base, std::int32_t halves, std::int32_t last) {
     constexpr std::int32_t kAhead = 16;
     const std::int32_t size = index_.page_size, in_tile = index_.tile - 1;
