@@ -51,6 +51,24 @@ void expect_same(Scenario s, Backend backend, const std::vector<HostBatch>& step
   }
 }
 
+/// One KV head of a shape, for ShapedScores.
+template <class Shape>
+Scenario scenario_of(const Shape& shape) {
+  Scenario s;
+  s.config = small_config();
+  s.keys = Values::integers;  // soon made, and overwritten by ShapedScores
+  s.config.head_dim = shape.d;
+  s.config.num_subspaces = shape.m;
+  s.config.bits = shape.b;
+  s.config.num_kv_heads = 1;
+  s.config.num_query_heads = shape.group;
+  s.config.max_seq_len = shape.n;
+  s.config.heavy_size = shape.k;
+  s.config.sink_size = 3;
+  s.config.window_size = 5;
+  return s;
+}
+
 TEST_P(Algorithms, GiveTheSameBytesWhateverTheDistribution) {
   struct Shape {
     int d, m, b, group, n, k;
@@ -70,18 +88,7 @@ TEST_P(Algorithms, GiveTheSameBytesWhateverTheDistribution) {
       if (shape.n > 10000 && scores != ScoreShape::random && scores != ScoreShape::two_valued) {
         continue;
       }
-      Scenario s;
-      s.config = small_config();
-      s.keys = Values::integers;  // soon made, and overwritten by ShapedScores
-      s.config.head_dim = shape.d;
-      s.config.num_subspaces = shape.m;
-      s.config.bits = shape.b;
-      s.config.num_kv_heads = 1;
-      s.config.num_query_heads = shape.group;
-      s.config.max_seq_len = shape.n;
-      s.config.heavy_size = shape.k;
-      s.config.sink_size = 3;
-      s.config.window_size = 5;
+      Scenario s = scenario_of(shape);
       s.config.refine_factor = shape.k <= 64 && seed % 3 == 0 ? 4 : 1;
       s.threads = 1 + static_cast<int>(seed % 3);
       const std::uint64_t own = ++seed;
@@ -132,19 +139,9 @@ TEST_P(Algorithms, GiveTheSameBytesUnderReductions) {
         continue;
       }
       for (const GqaReduction reduction : reductions(GetParam())) {
-        Scenario s;
-        s.config = small_config();
-        s.keys = Values::integers;  // soon made, and overwritten by ShapedScores
+        Scenario s = scenario_of(shape);
         s.config.metric = shape.metric;
-        s.config.head_dim = shape.d;
-        s.config.num_subspaces = shape.m;
-        s.config.bits = shape.b;
-        s.config.num_kv_heads = 1;
-        s.config.num_query_heads = shape.group;
-        s.config.max_seq_len = shape.n;
-        s.config.heavy_size = shape.k;
-        s.config.sink_size = 3;
-        s.config.window_size = 5 + shape.block;
+        s.config.window_size += shape.block;
         s.config.block_size = shape.block;
         s.config.refine_factor = shape.refine;
         s.config.gqa_reduction = reduction;
