@@ -123,6 +123,9 @@ void DeviceBytes::copy_in(std::uint8_t* to, const void* from, std::size_t bytes)
   } else {
 #if QUARRY_HAS_CUDA
     expect_cuda(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "upload");
+    // The copy returns once the host's memory is staged, and the tests' streams do not wait for
+    // the stream that carries it.
+    expect_cuda(cudaDeviceSynchronize(), "upload");
 #endif
   }
 }
