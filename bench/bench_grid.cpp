@@ -15,12 +15,12 @@
 #include <cstring>
 #include <exception>
 #include <map>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "support/faiss_peer.h"
+#include "support/held.h"
 #include "support/layers.h"
 #if QUARRY_HAS_CUDA
 #include "support/floor_steps.h"
@@ -31,7 +31,6 @@ namespace {
 using quarry::Algorithm;
 using quarry::Backend;
 using quarry::Status;
-using quarry::tools::DeviceMemory;
 using quarry::tools::DeviceQueue;
 using namespace quarry::bench;
 
@@ -109,19 +108,6 @@ std::vector<Point> points() {
   return out;
 }
 
-/// What the last benchmark ran on: Google Benchmark calls one several times to find how often it
-/// must run, and neighbours share keys.
-struct Held {
-  explicit Held(Backend backend) : queue({backend, 0}), sink(queue, 4) {}
-
-  DeviceQueue queue;
-  DeviceMemory sink;
-  std::shared_ptr<const KeyCache> keys;
-  std::unique_ptr<Model> model;
-  std::unique_ptr<Replay> replay;
-  std::string name;
-};
-
 class Grid {
  public:
   double limit_gb[2] = {8, 60};  ///< by backend
@@ -136,7 +122,7 @@ class Grid {
         state.SkipWithError(s.detail());
         return;
       }
-      loop(state, *held_.at(backend).replay);
+      loop(state, held_.at(backend).replay());
     } catch (const std::exception& e) {
       held_.erase(backend);
       state.SkipWithError(e.what());
@@ -144,7 +130,8 @@ class Grid {
   }
 
  private:
-  Status prepare(const std::string& name, const Workload& workload, Backend backend, bool floor) {
+  Status prepare(const std::string& name, const Workload& workload, Backend backend,
+                 [[maybe_unused]] bool floor) {
     std::size_t bytes = 0;
     if (Status s = model_bytes(workload, backend, &bytes); !s.ok()) return s;
     const double gb = static_cast<double>(bytes) * 1e-9;
@@ -154,27 +141,12 @@ class Grid {
                     "skipped: keys and index take %.1f GB, above the bound of %g GB", gb, limit);
     }
     Held& held = held_.try_emplace(backend, backend).first->second;
-    if (held.name == name) return {};
-    held.name.clear();
-    held.replay.reset();
-    held.model.reset();
-    if (held.keys == nullptr || !held.keys->fits(workload)) {
-      held.keys.reset();  // before the next ones are made
-      held.keys = std::make_shared<KeyCache>(workload, held.queue);
-    }
-    held.model = std::make_unique<Model>(workload, backend, held.queue, held.keys);
-    if (Status s = held.model->status(); !s.ok()) return s;
-    held.replay = std::make_unique<Replay>(held.queue, steps(held, floor));
-    if (Status s = held.replay->status(); !s.ok()) return s;
-    held.name = name;
-    return {};
-  }
-
-  static std::vector<Work> steps(Held& held, [[maybe_unused]] bool floor) {
+    return held.prepare(name, workload, [&held, floor](Model& model) {
 #if QUARRY_HAS_CUDA
-    if (floor) return floor_steps(*held.model, held.sink);
+      if (floor) return floor_steps(model, held.sink());
 #endif
-    return held.model->steps();
+      return model.steps();
+    });
   }
 
   std::map<Backend, Held> held_;
@@ -188,7 +160,7 @@ void add(Grid& grid, const Point& point) {
       grid.run(state, name, workload, backend, /*floor=*/false);
     });
   }
-  // Faiss takes seconds to fill with more keys than this, each time that it is called.
+  // Faiss takes minutes to fill with more keys than this.
   const quarry::IndexerConfig& c = point.workload.config;
   const bool pure =
       c.block_size == 0 && c.refine_factor == 1 && c.num_query_heads == c.num_kv_heads;

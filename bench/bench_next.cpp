@@ -5,24 +5,31 @@
 // tables: approximate) over codes of the same shape; they encode nothing and write no list.
 #include <benchmark/benchmark.h>
 
+#include <map>
+
 #include "support/faiss_peer.h"
-#include "support/layers.h"
+#include "support/held.h"
 
 namespace {
 
 using quarry::Backend;
 using quarry::bench::Workload;
 
-void next(benchmark::State& state, const Workload& workload, Backend backend) {
-  quarry::tools::DeviceQueue queue({backend, 0});
-  quarry::bench::Model model(workload, backend, queue);
-  if (const quarry::Status s = model.status(); !s.ok()) {
-    state.SkipWithError(s.detail());
-    return;
+class Next {
+ public:
+  void run(benchmark::State& state, const std::string& name, const Workload& workload,
+           Backend backend) {
+    quarry::bench::Held& held = held_.try_emplace(backend, backend).first->second;
+    if (const quarry::Status s = held.prepare(name, workload); !s.ok()) {
+      state.SkipWithError(s.detail());
+      return;
+    }
+    quarry::bench::loop(state, held.replay());
   }
-  quarry::bench::Replay replay(queue, model.steps());
-  quarry::bench::loop(state, replay);
-}
+
+ private:
+  std::map<Backend, quarry::bench::Held> held_;
+};
 
 std::string name_of(const Workload& workload) { return std::string("next/") + workload.name; }
 
@@ -30,13 +37,16 @@ void add_faiss(const Workload& workload, bool fast_scan) {
   quarry::bench::add_faiss(name_of(workload), workload, fast_scan);
 }
 
-void add(const Workload& workload) {
+void add(Next& next, const Workload& workload) {
   using quarry::Algorithm;
   for (const Algorithm algorithm : {Algorithm::staged, Algorithm::scan}) {
     const Workload chosen = quarry::bench::with(algorithm, workload);
+    const std::string name = name_of(workload) + "/" + quarry::to_string(algorithm);
     quarry::bench::for_each_backend(
-        name_of(workload) + "/" + quarry::to_string(algorithm),
-        [chosen](benchmark::State& state, Backend backend) { next(state, chosen, backend); },
+        name,
+        [&next, name, chosen](benchmark::State& state, Backend backend) {
+          next.run(state, name, chosen, backend);
+        },
         [chosen](Backend backend) {
           quarry::IndexerConfig resolved;
           return quarry::resolve(chosen.config, backend, &resolved).ok();
@@ -49,31 +59,33 @@ void add(const Workload& workload) {
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  Next next;
   const Workload exact = quarry::bench::original();
-  add(exact);
+  add(next, exact);
   add_faiss(exact, /*fast_scan=*/false);
   for (const int m : {8, 16}) {
     const Workload workload = quarry::bench::codes_of(m, 4);
-    add(workload);
+    add(next, workload);
     add_faiss(workload, /*fast_scan=*/false);
     add_faiss(workload, /*fast_scan=*/true);
   }
   using quarry::GqaReduction;
   for (const GqaReduction reduction :
        {GqaReduction::per_head, GqaReduction::sum, GqaReduction::softmax_sum, GqaReduction::max}) {
-    for (const int m : {8, 16}) add(quarry::bench::reduced(reduction, m));
+    for (const int m : {8, 16}) add(next, quarry::bench::reduced(reduction, m));
   }
   // The same keys in pages, whose order is random.
-  add(quarry::bench::paged(exact, 16, "original_paged16"));
-  add(quarry::bench::paged(exact, 64, "original_paged64"));
-  add(quarry::bench::original_rotated());
-  add(quarry::bench::original_refined());
-  add(quarry::bench::gqa_128k());
-  add(quarry::bench::recommended(1));
-  add(quarry::bench::within_block(quarry::bench::recommended(1), "recommended_b1_within_block"));
+  add(next, quarry::bench::paged(exact, 16, "original_paged16"));
+  add(next, quarry::bench::paged(exact, 64, "original_paged64"));
+  add(next, quarry::bench::original_rotated());
+  add(next, quarry::bench::original_refined());
+  add(next, quarry::bench::gqa_128k());
+  add(next, quarry::bench::recommended(1));
+  add(next,
+      quarry::bench::within_block(quarry::bench::recommended(1), "recommended_b1_within_block"));
   if (quarry::backend_available(Backend::cuda)) {
-    add(quarry::bench::recommended(8));
-    add(quarry::bench::rows_256());
+    add(next, quarry::bench::recommended(8));
+    add(next, quarry::bench::rows_256());
   }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
