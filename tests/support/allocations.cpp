@@ -5,18 +5,10 @@
 #include <cstdlib>
 #include <new>
 
-// These sanitizers bring operators new and delete of their own. GCC says so by a macro, Clang by a
-// feature.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define QUARRY_SANITIZER_ALLOCATES 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define QUARRY_SANITIZER_ALLOCATES 1
-#endif
-#endif
-#ifndef QUARRY_SANITIZER_ALLOCATES
-#define QUARRY_SANITIZER_ALLOCATES 0
-#endif
+#include "sanitizers.h"
+
+// These sanitizers bring operators new and delete of their own.
+#define QUARRY_SANITIZER_ALLOCATES (QUARRY_ADDRESS_SANITIZER || QUARRY_THREAD_SANITIZER)
 
 namespace quarry::test {
 namespace {

@@ -6,12 +6,13 @@
 #include <cstdlib>
 
 #include "backend.h"
+#include "sanitizers.h"
 
 #if QUARRY_HAS_CUDA
 #include <cuda_runtime_api.h>
 #endif
 
-#if defined(__SANITIZE_ADDRESS__)
+#if QUARRY_ADDRESS_SANITIZER
 #include <sanitizer/asan_interface.h>
 #endif
 
@@ -92,7 +93,7 @@ DeviceBytes::~DeviceBytes() {
 }
 
 void DeviceBytes::set_access([[maybe_unused]] bool allowed) const {
-#if defined(__SANITIZE_ADDRESS__)
+#if QUARRY_ADDRESS_SANITIZER
   if (backend_ != Backend::cpu) return;
   if (allowed) {
     __asan_unpoison_memory_region(base_, total_);

@@ -14,8 +14,6 @@
 namespace quarry::test {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
 /// Higham's gamma: k float32 roundings change a term by at most this factor less one.
 double gamma(int k) {
   const double ku = k * 0x1p-24;
