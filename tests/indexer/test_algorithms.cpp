@@ -56,7 +56,7 @@ template <class Shape>
 Scenario scenario_of(const Shape& shape) {
   Scenario s;
   s.config = small_config();
-  s.keys = Values::integers;  // soon made, and overwritten by ShapedScores
+  s.write_keys = false;  // ShapedScores does
   s.config.head_dim = shape.d;
   s.config.num_subspaces = shape.m;
   s.config.bits = shape.b;
@@ -219,6 +219,7 @@ Found draw(std::uint64_t seed, Backend backend) {
   f.shaped = c.max_query_tokens == 1 && r.integer(0, 3) != 0;
   f.scores = kScoreShapes[r.integer(0, static_cast<int>(std::size(kScoreShapes)) - 1)];
   if (f.shaped) f.s.key_dtype = DType::float32;
+  f.s.write_keys = !f.shaped;
   for (int i = r.integer(1, 3); i > 0; --i) {
     HostBatch b;
     b.batch_size = c.max_sequences;

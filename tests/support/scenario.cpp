@@ -230,7 +230,7 @@ World::World(const Scenario& setup)
                           all.begin() + (slot + 1) * buffers_->table_stride);
     }
   }
-  for (int slot = 0; slot < c.max_sequences; ++slot) {
+  for (int slot = 0; slot < c.max_sequences && setup_.write_keys; ++slot) {
     overwrite(slot, 0, c.max_seq_len, setup_.seed);
   }
 }

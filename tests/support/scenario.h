@@ -51,7 +51,8 @@ struct Scenario {
   int threads = 0;
   int index_padding = 0;  ///< entries of index_stride beyond max_list_length()
   std::uint64_t seed = 1;
-  bool check = true;  ///< compare with the oracle (off: only collect what came out)
+  bool check = true;       ///< compare with the oracle (off: only collect what came out)
+  bool write_keys = true;  ///< off: the test writes all of them, and they are 0 before
 
   /// After `config` has been set: its algorithm is part of it.
   void on(const Target& target) {
