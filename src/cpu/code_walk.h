@@ -4,9 +4,8 @@
 // are read where they are, tile beside tile. Short pages lie anywhere, and a page has few bytes of
 // a KV head (m=2, 16 positions: half a cache line), so that one head after the other would read
 // every line for a fraction of it, each at the price of a jump. Hence several heads that are
-// neighbours in a page pass a block of positions in turn, and where pages are so short that the
-// processor's own prefetching does not help, the next block's are fetched meanwhile. Nothing is
-// copied: every tile has a pointer.
+// neighbours in a page pass a block of positions in turn: a jump brings a whole stretch, and the
+// heads that come next find it in the cache. Nothing is copied: every tile has a pointer.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +19,8 @@ namespace quarry::cpu {
 constexpr std::int32_t kScanTile = 32;
 constexpr std::int32_t kScanBlock = 4096;  ///< positions all rows of a group look at in turn
 
-/// Stretches of memory to be fetched for later, a few lines at a time between other work: more at
-/// once than a processor keeps track of, and it waits for them.
+/// Stretches of memory to be fetched for later, a few lines at a time between other work: given
+/// more at once than it keeps track of, a processor waits for them.
 struct Fetch {
   const std::uint8_t* const* stretches;
   std::int64_t bytes;      ///< of each
@@ -66,7 +65,7 @@ class CodeWalk {
   /// Pages this long are read where they are.
   static constexpr std::int32_t kLongPage = kScanBlock;
 
-  /// KV heads at most that pass together; what fits the second-level cache in any case.
+  /// KV heads at most that pass together. With kStretch: of a block some 256 KB of codes.
   static constexpr std::int32_t kMostHeads = 32;
 
   /// How many KV heads (a divisor of their number) pay off, where `groups` groups of them each in
@@ -86,6 +85,7 @@ class CodeWalk {
   }
 
   /// `heads` KV heads, query's own the first. `fetches`: codes() says what to fetch meanwhile.
+  /// Stage score gains by it; the scan's filter has more loads under way by itself than pay.
   CodeWalk(const RowQuery& query, std::int32_t heads, bool fetches = false)
       : index_(query.index),
         table_(block_table_row(query.step, query.b)),
