@@ -4,6 +4,7 @@
 // quote. Beside it, where Faiss is found, its exact ADC search and its 4-bit FastScan (8-bit
 // tables: approximate) over codes of the same shape; they encode nothing and write no list.
 #include <benchmark/benchmark.h>
+#include <unistd.h>
 
 #include <map>
 
@@ -37,6 +38,14 @@ void add_faiss(const Workload& workload, bool fast_scan) {
   quarry::bench::add_faiss(name_of(workload), workload, fast_scan);
 }
 
+/// Whether the host has twice the memory that `workload` takes on the CPU.
+bool has_memory(const Workload& workload) {
+  std::size_t bytes = 0;
+  if (!quarry::bench::model_bytes(workload, Backend::cpu, &bytes).ok()) return false;
+  const auto pages = static_cast<double>(sysconf(_SC_PHYS_PAGES));
+  return 2 * static_cast<double>(bytes) <= pages * static_cast<double>(sysconf(_SC_PAGESIZE));
+}
+
 void add(Next& next, const Workload& workload) {
   using quarry::Algorithm;
   for (const Algorithm algorithm : {Algorithm::staged, Algorithm::scan}) {
@@ -49,6 +58,7 @@ void add(Next& next, const Workload& workload) {
         },
         [chosen](Backend backend) {
           quarry::IndexerConfig resolved;
+          if (backend == Backend::cpu && !has_memory(chosen)) return false;
           return quarry::resolve(chosen.config, backend, &resolved).ok();
         });
   }
@@ -83,10 +93,12 @@ int main(int argc, char** argv) {
   add(next, quarry::bench::recommended(1));
   add(next,
       quarry::bench::within_block(quarry::bench::recommended(1), "recommended_b1_within_block"));
-  if (quarry::backend_available(Backend::cuda)) {
-    add(next, quarry::bench::recommended(8));
-    add(next, quarry::bench::rows_256());
-  }
+  if (quarry::backend_available(Backend::cuda)) add(next, quarry::bench::recommended(8));
+  // 8.6 GB of keys, of which one layer is held at a time.
+  const Workload rows = quarry::bench::rows_256();
+  add(next, rows);
+  add(next, quarry::bench::paged(rows, 16, "rows_256_128k_paged16"));
+  add(next, quarry::bench::paged(rows, 64, "rows_256_128k_paged64"));
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

@@ -37,11 +37,6 @@ struct RowTables {
   std::int64_t bias_stride;
 };
 
-/// scores[r * score_stride + i] for positions first + i < end, all in one page.
-void score_page(const IndexView& index, const RowTables& tables, std::int64_t page,
-                std::int32_t kv_head, std::int32_t first, std::int32_t end, float* scores,
-                std::int64_t score_stride);
-
 /// Score of one position: byte 0 of its code is *code, byte i is i * tile further.
 inline float score_position(const IndexView& index, const float* lut, const float* biases,
                             const std::uint8_t* code, std::int32_t tile, std::int32_t position) {

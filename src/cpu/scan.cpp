@@ -6,6 +6,7 @@
 // is cut into pieces of consecutive positions whose best are merged in order, after what
 // softmax_sum must know of the whole row.
 #include <algorithm>
+#include <cstddef>
 #include <limits>
 #include <new>
 
@@ -63,7 +64,7 @@ struct Scan {
   }
   ScanRow* rows(std::int64_t task) const { return scratch.rows + task * layout.lists; }
 
-  ScanGroup group_of(const Task& task, const RowQuery& first) const {
+  ScanGroup group_of(const Task& task) const {
     const IndexView& ix = p.index;
     const std::int64_t g = ix.group_size, entries = std::int64_t{ix.num_subspaces} * ix.ksub;
     const auto at = [](bool there, auto* array, std::int64_t i) {
@@ -71,7 +72,7 @@ struct Scan {
     };
     const bool blocks = ix.block_size > 0;
     return {
-        first,
+        query(task),
         layout.lists,
         layout.heads,
         rows(task.index),
@@ -142,38 +143,67 @@ struct Scan {
     }
   }
 
-  void find_best(const Task& task, const ScanGroup& group) const {
-    if (layout.softmaxes && scan_likely(group)) return;
-    scan_group(group, task.first, task.end);
+  /// A piece of the groups that are walked together: KV heads that are neighbours.
+  class Together {
+   public:
+    Together(const Scan& call, std::int64_t index) : count_(call.layout.together) {
+      const std::int64_t pieces = call.layout.pieces;
+      for (std::int32_t i = 0; i < count_; ++i) {
+        tasks_[i] = call.task_of((index / pieces * count_ + i) * pieces + index % pieces);
+        new (groups() + i) ScanGroup(call.group_of(tasks_[i]));
+      }
+    }
+    std::int32_t count() const { return count_; }
+    const Task& task(std::int32_t i) const { return tasks_[i]; }
+    ScanGroup* groups() { return reinterpret_cast<ScanGroup*>(memory_); }
+    /// Positions to select from, of each of them.
+    std::int32_t first() const { return tasks_->first; }
+    std::int32_t end() const { return tasks_->end; }
+
+   private:
+    std::int32_t count_;
+    Task tasks_[CodeWalk::kMostHeads];
+    alignas(ScanGroup) std::byte memory_[CodeWalk::kMostHeads * sizeof(ScanGroup)];
+  };
+
+  void start(Together& all) const {
+    for (std::int32_t i = 0; i < all.count(); ++i) start(all.task(i), all.groups()[i]);
   }
 
-  /// A group that is in one piece, from its tables to its lists.
-  void run_whole(const Task& task) const {
-    const RowQuery first = query(task);
-    const ScanGroup group = group_of(task, first);
-    start(task, group);
-    if (task.first < task.end) {
+  void find_best(Together& all) const {
+    if (layout.softmaxes && scan_likely(*all.groups())) return;
+    scan_groups(all.groups(), all.count(), all.first(), all.end());
+  }
+
+  /// Groups that are in one piece, from their tables to their lists.
+  void run_whole(std::int64_t index) const {
+    Together all(*this, index);
+    start(all);
+    if (all.first() < all.end()) {
       if (layout.softmaxes) {
-        find_largest(task, group);
+        const Task& task = all.task(0);
+        find_largest(task, *all.groups());
         join_largest(task);
-        find_weights(task, group);
+        find_weights(task, *all.groups());
         join_weights(task);
       }
-      find_best(task, group);
+      find_best(all);
     }
-    for (std::int32_t i = 0; i < layout.lists; ++i) finish(task, i, group.rows[i].best);
+    for (std::int32_t g = 0; g < all.count(); ++g) {
+      for (std::int32_t i = 0; i < layout.lists; ++i) {
+        finish(all.task(g), i, all.groups()[g].rows[i].best);
+      }
+    }
   }
 
   enum class Part { largest, weights, select };
   /// One part of the work on a piece; the first of them begins it.
   void run_piece(std::int64_t index, Part part) const {
-    const Task task = task_of(index);
-    const RowQuery first = query(task);
-    const ScanGroup group = group_of(task, first);
-    if (part == (layout.softmaxes ? Part::largest : Part::select)) start(task, group);
-    if (part == Part::largest) find_largest(task, group);
-    if (part == Part::weights) find_weights(task, group);
-    if (part == Part::select && task.first < task.end) find_best(task, group);
+    Together all(*this, index);
+    if (part == (layout.softmaxes ? Part::largest : Part::select)) start(all);
+    if (part == Part::largest) find_largest(all.task(0), *all.groups());
+    if (part == Part::weights) find_weights(all.task(0), *all.groups());
+    if (part == Part::select && all.first() < all.end()) find_best(all);
   }
 
   /// One list from its best, where a group is cut.
@@ -229,15 +259,16 @@ Status scan(const ScanParams& p, const Launch& launch) noexcept {
   const Scan call{p, layout,
                   ScanScratch(arena, p.index, layout, p.step.batch_size, p.step.query_tokens)};
   if (Status s = mask({p.index, p.step, 1, call.scratch.states}, launch); !s.ok()) return s;
+  const std::int64_t runs = layout.tasks / layout.together;
   const auto pieces = [&](Scan::Part part) {
 #pragma omp for schedule(dynamic, 1)
-    for (std::int64_t i = 0; i < layout.tasks; ++i) call.run_piece(i, part);
+    for (std::int64_t i = 0; i < runs; ++i) call.run_piece(i, part);
   };
 #pragma omp parallel num_threads(launch.num_threads)
   {
     if (layout.pieces == 1) {
 #pragma omp for schedule(dynamic, 1)
-      for (std::int64_t i = 0; i < layout.tasks; ++i) call.run_whole(call.task_of(i));
+      for (std::int64_t i = 0; i < runs; ++i) call.run_whole(i);
     } else {
       if (layout.softmaxes) {
         pieces(Scan::Part::largest);

@@ -9,107 +9,60 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/code_walk.h"
 #include "cpu/rows.h"
 #include "cpu/scan_filter.h"
 #include "cpu/score_tiles.h"
 
 namespace quarry::cpu {
 
-constexpr std::int32_t kScanTile = 32;
-constexpr std::int32_t kScanBlock = 4096;   ///< positions all rows of a group look at in turn
-constexpr std::int32_t kScanStaged = 1024;  ///< the same where codes are copied together first
+constexpr std::int32_t kScanStaged = 1024;  ///< positions whose scores are held together
 constexpr std::int32_t kScanSampled = 16;   ///< neighbours that are sampled together
 constexpr std::int32_t kMostCodeBytes = 64;
 
-/// Codes of positions base + i, in whole tiles of 32; only [first, end) counts.
-struct Codes {
-  const std::uint8_t* data;
-  std::int32_t base, first, end;
-
-  std::int32_t tiles() const { return (end - base + kScanTile - 1) / kScanTile; }
-};
-
+/// Codes of one KV head, wherever its positions are asked for.
 class CodeReader {
  public:
   explicit CodeReader(const RowQuery& query)
       : query_(query), index_(query.index), table_(block_table_row(query.step, query.b)) {}
 
-  std::int64_t page(std::int32_t position) const {
-    return page_of(index_, table_, query_.slot(), position);
-  }
   const std::uint8_t* at(std::int32_t position) const {
-    return index_.codes +
-           code_offset(index_, page(position), query_.kv_head(), position % index_.page_size);
-  }
-
-  /// Codes of the 16 positions from a multiple of 16 on, into half `half` of staged tiles.
-  void stage(std::int32_t position, std::int32_t half) { copy(at(position), half); }
-  /// The same of so many halves, page by page, without a division for each. Pages lie anywhere,
-  /// so those ahead, up to page `last` of the sequence, are fetched early.
-  void stage_all(std::int32_t base, std::int32_t halves, std::int32_t last) {
-    constexpr std::int32_t kAhead = 16;
-    const std::int32_t size = index_.page_size, in_tile = index_.tile - 1;
-    std::int32_t page = base / size, in_page = base % size;
-    const auto codes_of = [&](std::int32_t number) {
-      const std::int64_t own = table_ == nullptr ? query_.slot() : table_[number];
-      return index_.codes + code_offset(index_, own, query_.kv_head(), 0);
-    };
-    for (std::int32_t half = 0; half < halves; ++page, in_page = 0) {
-      if (page + kAhead <= last) __builtin_prefetch(codes_of(page + kAhead));
-      const std::uint8_t* codes = codes_of(page);
-      for (; in_page < size && half < halves; in_page += 16, ++half) {
-        copy(codes + std::int64_t{in_page & ~in_tile} * index_.code_bytes + (in_page & in_tile),
-             half);
-      }
-    }
-  }
-  const std::uint8_t* staged() const { return staged_; }
-
-  /// look(Codes) of [first, end), at most kScanBlock positions at a time. Pages without whole
-  /// tiles of 16 give no data: nothing can be filtered there.
-  template <class Look>
-  void each_block(std::int32_t first, std::int32_t end, Look&& look) {
-    // Tiles of 32 in long pages are looked at where they are.
-    const bool in_place = index_.tile == kScanTile && index_.page_size >= kScanStaged;
-    const std::int32_t most = in_place ? kScanBlock : kScanStaged;
-    for (std::int32_t position = first; position < end;) {
-      const std::int32_t base = position & ~(kScanTile - 1);
-      auto stop = static_cast<std::int32_t>(std::min<std::int64_t>(end, std::int64_t{base} + most));
-      if (index_.tile < 16) {
-        look(Codes{nullptr, base, position, stop});
-      } else if (in_place) {
-        stop = static_cast<std::int32_t>(std::min<std::int64_t>(
-            stop, (std::int64_t{position} / index_.page_size + 1) * index_.page_size));
-        look(Codes{at(base), base, position, stop});
-      } else {
-        stage_all(base, (stop - base + 15) / 16, (end - 1) / index_.page_size);
-        look(Codes{staged_, base, position, stop});
-      }
-      position = stop;
-    }
+    return index_.codes + code_offset(index_, page_of(index_, table_, query_.slot(), position),
+                                      query_.kv_head(), position % index_.page_size);
   }
 
   /// Exact scores [tables.rows][stride] of positions [first, end).
   void score(const RowTables& tables, std::int32_t first, std::int32_t end, float* scores,
              std::int64_t stride) const {
-    for (std::int32_t position = first; position < end;) {
-      const auto page_end = static_cast<std::int32_t>(std::min<std::int64_t>(
-          end, (std::int64_t{position} / index_.page_size + 1) * index_.page_size));
-      score_page(index_, tables, page(position), query_.kv_head(), position, page_end,
-                 scores + (position - first), stride);
-      position = page_end;
-    }
+    CodeWalk walk(query_, 1);
+    walk.each_block(first, end, [&] {
+      const Codes codes = walk.codes(0);
+      score_codes(query_, tables, codes, scores + (codes.first - first), stride);
+    });
   }
 
   /// Scores [tables.rows][stride] of `count` groups of 16 neighbours, at most kScanStaged
-  /// positions; `starts` are multiples of 16. Where `count` is odd, 16 more are written. A block's
-  /// bias is added last, so that with blocks they may be a rounding off.
+  /// positions; `starts` are multiples of 16. A block's bias is added last, so that with blocks
+  /// they may be a rounding off.
   void score_sample(const RowTables& tables, const std::int32_t* starts, std::int32_t count,
-                    float* scores, std::int64_t stride) {
-    for (std::int32_t half = 0; half < count; ++half) stage(starts[half], half);
-    score_tiles({staged_, (count + 1) / 2, kScanTile, index_.code_bytes, index_.num_subspaces,
-                 index_.bits, tables.rows, tables.luts,
-                 std::int64_t{index_.num_subspaces} * index_.ksub, nullptr, 0, 0, 0, scores,
+                    float* scores, std::int64_t stride) const {
+    const std::uint8_t* groups[kScanStaged / kScanSampled];
+    for (std::int32_t i = 0; i < count; ++i) {
+      groups[i] = at(starts[i]);
+      __builtin_prefetch(groups[i]);
+    }
+    score_tiles({{nullptr, groups, 0, kScanSampled, index_.tile, index_.code_bytes},
+                 count,
+                 index_.num_subspaces,
+                 index_.bits,
+                 tables.rows,
+                 tables.luts,
+                 std::int64_t{index_.num_subspaces} * index_.ksub,
+                 nullptr,
+                 0,
+                 0,
+                 0,
+                 scores,
                  stride});
     if (index_.block_size == 0) return;
     for (std::int32_t r = 0; r < tables.rows; ++r) {
@@ -122,18 +75,9 @@ class CodeReader {
   }
 
  private:
-  /// `from`: byte 0 of the first of 16 codes.
-  void copy(const std::uint8_t* from, std::int32_t half) {
-    std::uint8_t* to = staged_ + half / 2 * kScanTile * index_.code_bytes + half % 2 * 16;
-    for (std::int32_t byte = 0; byte < index_.code_bytes; ++byte) {
-      std::memcpy(to + byte * kScanTile, from + byte * index_.tile, 16);
-    }
-  }
-
   const RowQuery& query_;
   const IndexView& index_;
   const std::int32_t* table_;
-  alignas(64) std::uint8_t staged_[kScanStaged * kMostCodeBytes];
 };
 
 /// Which keys of a block pass filters.
@@ -146,16 +90,16 @@ class TileHits {
     std::int32_t found = 0;
     for (std::int32_t f = 0; f < count; ++f) {
       set_limits(index, filters[f], biases + (index.block_size > 0 ? f * bias_stride : 0), codes);
-      const std::int32_t own = filter_tiles({codes.data, codes.tiles(), index.code_bytes,
-                                             index.num_subspaces, index.bits, filters[f].tables(),
-                                             filters[f].wide(), limits_, f == 0 ? hits_ : more_});
+      const std::int32_t own =
+          filter_tiles({codes.tiles, codes.count(), index.num_subspaces, index.bits,
+                        filters[f].tables(), filters[f].wide(), limits_, f == 0 ? hits_ : more_});
       if (f == 0) {
         found = own;
         continue;
       }
       if (own == 0) continue;
       found = 0;
-      for (std::int32_t tile = 0; tile < codes.tiles(); ++tile) {
+      for (std::int32_t tile = 0; tile < codes.count(); ++tile) {
         hits_[tile] |= more_[tile];
         found += std::popcount(hits_[tile]);
       }
@@ -165,13 +109,13 @@ class TileHits {
 
   /// So many are scored faster one and all.
   static bool most(std::int32_t found, const Codes& codes) {
-    return found > codes.tiles() * kScanTile / 8;
+    return found > codes.count() * kScanTile / 8;
   }
 
   /// use(tile, bits) of every tile.
   template <class Use>
   void each(const Codes& codes, Use&& use) {
-    const std::int32_t tiles = codes.tiles();
+    const std::int32_t tiles = codes.count();
     hits_[0] &= ~std::uint32_t{0} << (codes.first - codes.base);
     if (codes.end - codes.base < tiles * kScanTile) {
       hits_[tiles - 1] &= ~(~std::uint32_t{0} << (codes.end - codes.base) % kScanTile);
@@ -183,7 +127,7 @@ class TileHits {
   /// limits_[tile]: the loosest of the tile's blocks.
   void set_limits(const IndexView& index, const Filter& filter, const float* biases,
                   const Codes& codes) {
-    const std::int32_t size = index.block_size, tiles = codes.tiles();
+    const std::int32_t size = index.block_size, tiles = codes.count();
     if (size == 0) {
       std::fill_n(limits_, tiles, filter.limit(0));
       return;
@@ -229,10 +173,9 @@ class Survivors {
   template <class Use>
   void score(const RowTables& tables, TileHits& hits, const Codes& codes, Use&& use) {
     hits.each(codes, [&](std::int32_t tile, std::uint32_t bits) {
-      const std::uint8_t* code = codes.data + std::int64_t{tile} * kScanTile * index_.code_bytes;
       for (; bits != 0; bits &= bits - 1) {
-        const std::int32_t in_tile = std::countr_zero(bits);
-        put(tables, codes.base + tile * kScanTile + in_tile, code + in_tile, kScanTile);
+        const std::int32_t i = tile * kScanTile + std::countr_zero(bits);
+        put(tables, codes.base + i, codes.key(i), codes.tiles.tile);
       }
       if (found_ > kMost - kScanTile) flush(tables, use);
     });
@@ -282,9 +225,19 @@ class Survivors {
         biases_[r * kMost + i] = 0;
       }
     }
-    score_tiles({codes_, (found + 15) / 16, 16, bytes, index_.num_subspaces, index_.bits,
-                 tables.rows, tables.luts, std::int64_t{index_.num_subspaces} * index_.ksub,
-                 biases_, kMost, index_.block_size > 0 ? 1 : 0, 0, scores_, stride_});
+    score_tiles({{codes_, nullptr, 0, 16, 16, bytes},
+                 (found + 15) / 16,
+                 index_.num_subspaces,
+                 index_.bits,
+                 tables.rows,
+                 tables.luts,
+                 std::int64_t{index_.num_subspaces} * index_.ksub,
+                 biases_,
+                 kMost,
+                 index_.block_size > 0 ? 1 : 0,
+                 0,
+                 scores_,
+                 stride_});
   }
 
   const IndexView& index_;

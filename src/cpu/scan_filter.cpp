@@ -26,13 +26,16 @@ namespace hn = hwy::HWY_NAMESPACE;
 HWY_ATTR std::int32_t FilterTiles(const FilterRun& run) {
   const std::int32_t entries = filter_entries(run.bits);
   std::int32_t total = 0;
+  const std::int32_t keys = run.codes.tile;
   for (std::int32_t tile = 0; tile < run.tiles; ++tile) {
-    const std::uint8_t* code = run.codes + std::int64_t{tile} * 32 * run.code_bytes;
     std::uint32_t bits = 0;
-    for (std::int32_t k = 0; k < 32 && run.limits[tile] != 0; ++k, ++code) {
+    for (std::int32_t k = 0; k < 32 && run.limits[tile] != 0; ++k) {
+      const std::uint8_t* code =
+          keys == 16 ? run.codes[2 * tile + k / 16] + k % 16 : run.codes[tile] + k;
       std::int32_t sum = 0;
       for (std::int32_t s = 0; s < run.num_subspaces; ++s) {
-        const std::int32_t id = entries == 16 ? code[s / 2 * 32] >> s % 2 * 4 & 15 : code[s * 32];
+        const std::int32_t id =
+            entries == 16 ? code[s / 2 * keys] >> s % 2 * 4 & 15 : code[s * keys];
         sum += run.tables[s * entries + id];
       }
       if (sum < run.limits[tile]) bits |= std::uint32_t{1} << k;
@@ -80,50 +83,67 @@ HWY_INLINE HWY_ATTR V8 look_up(const std::uint8_t* table, V8 id) {
   }
 }
 
-/// Byte `byte` of kKeys keys: of two tiles, one, or a half.
-HWY_INLINE HWY_ATTR V8 load_codes(const std::uint8_t* a, const std::uint8_t* b, std::int32_t byte) {
+/// Where the codes of kKeys keys are: kTile, 16 or 32, at each pointer, or the half of 32.
+template <std::int32_t kTile>
+struct Keys {
+  const std::uint8_t* at[kKeys > kTile ? kKeys / kTile : 1];
+};
+
+/// Byte `byte` of kKeys keys.
+template <std::int32_t kTile>
+HWY_INLINE HWY_ATTR V8 load_codes(const Keys<kTile>& keys, std::int32_t byte) {
   const D8 d8;
+  const std::int32_t skip = byte * kTile;
+  if constexpr (kKeys <= kTile) {
+    return hn::LoadU(d8, keys.at[0] + skip);
+  } else {
+    const hn::Half<D8> half;
+    if constexpr (kKeys == 2 * kTile) {
+      return hn::Combine(d8, hn::LoadU(half, keys.at[1] + skip),
+                         hn::LoadU(half, keys.at[0] + skip));
+    } else {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  const __m512i low =
-      _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + byte * 32)));
-  return V8{_mm512_inserti64x4(
-      low, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + byte * 32)), 1)};
-#else
-  (void)b;
-  return hn::LoadU(d8, a + byte * 32);
+      // Inserted from memory, which takes no shuffle.
+      const auto quarter = [&](std::int32_t i) HWY_ATTR {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys.at[i] + skip));
+      };
+      __m512i all = _mm512_castsi128_si512(quarter(0));
+      all = _mm512_inserti32x4(all, quarter(1), 1);
+      all = _mm512_inserti32x4(all, quarter(2), 2);
+      return V8{_mm512_inserti32x4(all, quarter(3), 3)};
 #endif
+    }
+  }
 }
 
 /// Calls `use` with every subspace's table entries of the keys, in turn.
-template <std::int32_t kEntries, class Use>
-HWY_INLINE HWY_ATTR void each_subspace(const FilterRun& run, const std::uint8_t* a,
-                                       const std::uint8_t* b, Use&& use) {
+template <std::int32_t kEntries, std::int32_t kTile, class Use>
+HWY_INLINE HWY_ATTR void each_subspace(const FilterRun& run, const Keys<kTile>& keys, Use&& use) {
   const D8 d8;
   const std::uint8_t* table = run.tables;
   if constexpr (kEntries == 16) {
     const V8 nibble = hn::Set(d8, 15);
     const std::int32_t pairs = run.num_subspaces / 2;
     for (std::int32_t byte = 0; byte < pairs; ++byte, table += 32) {
-      const V8 code = load_codes(a, b, byte);
+      const V8 code = load_codes(keys, byte);
       use(look_up<16>(table, hn::And(code, nibble)));
       const V8 high = hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(D16(), code)));
       use(look_up<16>(table + 16, hn::And(high, nibble)));
     }
     if (run.num_subspaces % 2 != 0) {
-      use(look_up<16>(table, hn::And(load_codes(a, b, pairs), nibble)));
+      use(look_up<16>(table, hn::And(load_codes(keys, pairs), nibble)));
     }
   } else {
     for (std::int32_t s = 0; s < run.num_subspaces; ++s, table += kEntries) {
-      use(look_up<kEntries>(table, load_codes(a, b, s)));
+      use(look_up<kEntries>(table, load_codes(keys, s)));
     }
   }
 }
 
 /// The keys whose sum is below their tile's limit.
-template <std::int32_t kEntries>
-HWY_INLINE HWY_ATTR std::uint64_t passing(const FilterRun& run, const std::uint8_t* a,
-                                          const std::uint8_t* b, std::uint32_t limit_a,
-                                          std::uint32_t limit_b) {
+template <std::int32_t kEntries, std::int32_t kTile>
+HWY_INLINE HWY_ATTR std::uint64_t passing(const FilterRun& run, const Keys<kTile>& keys,
+                                          std::uint32_t limit_a, std::uint32_t limit_b) {
   const D8 d8;
   const D16 d16;
   const auto bits_of = [](hn::Mask<D8> mask) HWY_ATTR {
@@ -147,7 +167,7 @@ HWY_INLINE HWY_ATTR std::uint64_t passing(const FilterRun& run, const std::uint8
   };
   if (!run.wide) {
     V8 sum = hn::Zero(d8);
-    each_subspace<kEntries>(run, a, b,
+    each_subspace<kEntries>(run, keys,
                             [&](V8 part) HWY_ATTR { sum = hn::SaturatedAdd(sum, part); });
     const V8 limit = halves(static_cast<std::uint8_t>(limit_a), static_cast<std::uint8_t>(limit_b));
     return bits_of(hn::Lt(sum, limit));
@@ -155,7 +175,7 @@ HWY_INLINE HWY_ATTR std::uint64_t passing(const FilterRun& run, const std::uint8
   // Even and odd keys in 16-bit sums of their own.
   V16 even = hn::Zero(d16), odd = hn::Zero(d16);
   const V16 low = hn::Set(d16, 0xff);
-  each_subspace<kEntries>(run, a, b, [&](V8 part) HWY_ATTR {
+  each_subspace<kEntries>(run, keys, [&](V8 part) HWY_ATTR {
     const V16 pair = hn::BitCast(d16, part);
     even = hn::Add(even, hn::And(pair, low));  // at most 64 * 255
     odd = hn::Add(odd, hn::ShiftRight<8>(pair));
@@ -170,41 +190,77 @@ HWY_INLINE HWY_ATTR std::uint64_t passing(const FilterRun& run, const std::uint8
   return bits_of(hn::Ne(in, hn::Zero(d8)));
 }
 
-template <std::int32_t kEntries>
-HWY_ATTR std::int32_t filter_all(const FilterRun& run) {
-  const std::int64_t tile_bytes = std::int64_t{run.code_bytes} * 32;
-  std::int32_t total = 0;
-  constexpr std::int32_t kTiles = kKeys == 64 ? 2 : 1;
-  for (std::int32_t tile = 0; tile < run.tiles; tile += kTiles) {
-    const bool second = kTiles == 2 && tile + 1 < run.tiles;
-    const std::uint32_t limit_a = run.limits[tile], limit_b = second ? run.limits[tile + 1] : 0;
-    std::uint64_t bits = 0;
-    if ((limit_a | limit_b) != 0) {
-      const std::uint8_t* a = run.codes + tile * tile_bytes;
-      const std::uint8_t* b = second ? a + tile_bytes : a;
-      bits = passing<kEntries>(run, a, b, limit_a, limit_b);
-      if constexpr (kKeys == 16) {
-        bits |= passing<kEntries>(run, a + 16, b, limit_a, limit_b) << 16;
-      }
-      total += static_cast<std::int32_t>(hwy::PopCount(bits));
+/// Keys of the 32-key tile `tile`, and where they are 64 of tile `next`.
+template <std::int32_t kTile>
+HWY_INLINE HWY_ATTR Keys<kTile> keys_of(const CodeTiles& codes, std::int32_t tile,
+                                        std::int32_t next) {
+  Keys<kTile> keys;
+  if constexpr (kTile == 32) {
+    keys.at[0] = codes[tile];
+    if constexpr (kKeys == 64) keys.at[1] = codes[next];
+  } else {
+    keys.at[0] = codes[2 * tile];
+    if constexpr (kKeys >= 32) keys.at[1] = codes[2 * tile + 1];
+    if constexpr (kKeys == 64) {
+      keys.at[2] = codes[2 * next];
+      keys.at[3] = codes[2 * next + 1];
     }
-    run.hits[tile] = static_cast<std::uint32_t>(bits);
-    if (second) run.hits[tile + 1] = static_cast<std::uint32_t>(bits >> 32);
   }
-  return total;
+  return keys;
+}
+
+/// Which keys pass of tile `tile` and, where keys are filtered 64 at a time, of `next`.
+template <std::int32_t kEntries, std::int32_t kTile>
+HWY_INLINE HWY_ATTR std::uint64_t filter_some(const FilterRun& run, std::int32_t tile,
+                                              std::int32_t next) {
+  const std::uint32_t limit_a = run.limits[tile], limit_b = kKeys == 64 ? run.limits[next] : 0;
+  if ((limit_a | limit_b) == 0) return 0;
+  Keys<kTile> keys = keys_of<kTile>(run.codes, tile, next);
+  std::uint64_t bits = passing<kEntries>(run, keys, limit_a, limit_b);
+  if constexpr (kKeys == 16) {
+    keys.at[0] = kTile == 16 ? run.codes[2 * tile + 1] : keys.at[0] + 16;
+    bits |= passing<kEntries>(run, keys, limit_a, limit_b) << 16;
+  }
+  return bits;
+}
+
+template <std::int32_t kEntries, std::int32_t kTile>
+HWY_ATTR std::int32_t filter_all(const FilterRun& given) {
+  const FilterRun run = given;  // a copy, which no store to hits can change
+  std::uint64_t total = 0;
+  std::int32_t tile = 0;
+  if constexpr (kKeys == 64) {
+    for (; tile + 1 < run.tiles; tile += 2) {
+      const std::uint64_t bits = filter_some<kEntries, kTile>(run, tile, tile + 1);
+      total += hwy::PopCount(bits);
+      run.hits[tile] = static_cast<std::uint32_t>(bits);
+      run.hits[tile + 1] = static_cast<std::uint32_t>(bits >> 32);
+    }
+  }
+  for (; tile < run.tiles; ++tile) {
+    const auto bits = static_cast<std::uint32_t>(filter_some<kEntries, kTile>(run, tile, tile));
+    total += hwy::PopCount(bits);
+    run.hits[tile] = bits;
+  }
+  return static_cast<std::int32_t>(total);
+}
+
+template <std::int32_t kTile>
+HWY_ATTR std::int32_t filter_tiles_of(const FilterRun& run) {
+  switch (filter_entries(run.bits)) {
+    case 16:
+      return filter_all<16, kTile>(run);
+    case 64:
+      return filter_all<64, kTile>(run);
+    case 128:
+      return filter_all<128, kTile>(run);
+    default:
+      return filter_all<256, kTile>(run);
+  }
 }
 
 HWY_ATTR std::int32_t FilterTiles(const FilterRun& run) {
-  switch (filter_entries(run.bits)) {
-    case 16:
-      return filter_all<16>(run);
-    case 64:
-      return filter_all<64>(run);
-    case 128:
-      return filter_all<128>(run);
-    default:
-      return filter_all<256>(run);
-  }
+  return run.codes.tile == 16 ? filter_tiles_of<16>(run) : filter_tiles_of<32>(run);
 }
 
 #endif  // HWY_TARGET

@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cpu/score_tiles.h"
 #include "params.h"
 
 namespace quarry::cpu {
@@ -83,10 +84,10 @@ class Filter {
   double per_step_ = 0;  ///< 1 / step
 };
 
-/// Whole 32-key tiles of one page and KV head: [tiles][code_bytes][32].
+/// Whole 32-key tiles of one KV head. Where codes.tile is 16, two of those each.
 struct FilterRun {
-  const std::uint8_t* codes;
-  std::int32_t tiles, code_bytes, num_subspaces, bits;
+  CodeTiles codes;
+  std::int32_t tiles, num_subspaces, bits;
   const std::uint8_t* tables;
   bool wide;
   const std::uint16_t* limits;  ///< [tiles]

@@ -27,7 +27,7 @@ struct ScanRow {
 /// Lists of one KV head: `lists` of `heads` query heads, lists * heads = group_size. `query` is
 /// the first head of all.
 struct ScanGroup {
-  const RowQuery& query;
+  RowQuery query;
   std::int32_t lists, heads;
   ScanRow* rows;  ///< [lists]
   std::int32_t k;
@@ -58,8 +58,9 @@ void scan_tables(const ScanGroup& group, std::int32_t first, std::int32_t end);
 bool bias_range(const IndexView& index, const float* biases, std::int32_t first, std::int32_t end,
                 float* least, float* largest);
 
-/// Leaves in rows[i].best the best k of positions [first, end).
-void scan_group(const ScanGroup& group, std::int32_t first, std::int32_t end);
+/// Leaves in rows[i].best the best k of positions [first, end), for `count` groups of KV heads
+/// that are neighbours.
+void scan_groups(const ScanGroup* groups, std::int32_t count, std::int32_t first, std::int32_t end);
 
 // What softmax_sum must know before that, from all pieces of a list.
 
@@ -72,7 +73,7 @@ void scan_largest(const ScanGroup& group, std::int32_t first, std::int32_t end, 
 void scan_weights(const ScanGroup& group, std::int32_t first, std::int32_t end,
                   std::uint64_t* weights);
 
-/// scan_group() from `likely` alone. False, and nothing is left, where they might not be all.
+/// scan_groups() from `likely` alone. False, and nothing is left, where they might not be all.
 bool scan_likely(const ScanGroup& group);
 
 }  // namespace quarry::cpu

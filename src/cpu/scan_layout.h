@@ -14,6 +14,7 @@
 namespace quarry::cpu {
 
 static_assert(std::is_trivially_destructible_v<ScanRow>);
+static_assert(std::is_trivially_destructible_v<ScanGroup>);
 static_assert(std::is_trivially_destructible_v<Filter>);
 static_assert(std::is_trivially_destructible_v<Best>);
 
@@ -27,6 +28,7 @@ struct ScanLayout {
   std::int32_t lists, heads, filters;  // of a group; of a list; of a list
   std::int64_t groups, tasks;
   std::int32_t pieces;      // of a group
+  std::int32_t together;    // groups of one sequence and token, walked together
   std::int64_t task_space;  // tasks, never fewer for more groups
   std::int64_t bias_stride;
   bool sums, softmaxes, reduces;
@@ -51,6 +53,8 @@ struct ScanLayout {
     pieces = static_cast<std::int32_t>(
         std::clamp<std::int64_t>(std::min(wanted, kTasks / groups), 1, most));
     tasks = groups * pieces;
+    // softmax_sum looks at a group three times, and with arithmetic that outweighs any jump.
+    together = softmaxes ? 1 : CodeWalk::heads_together(ix, groups, pieces, num_threads);
     task_space = std::min(groups * most, std::max<std::int64_t>(groups, kTasks));
     bias_stride = ix.block_size > 0 ? std::max(ix.max_seq_len / ix.block_size, 1) : 0;
   }

@@ -51,7 +51,9 @@ class LargestFinder {
   void run() {
     std::fill_n(largest_, group_.heads, std::numeric_limits<float>::quiet_NaN());
     if (!open() || !sample()) return score(tables_of(group_), largest_, first_, end_);
-    reader_.each_block(first_, end_, [&](const Codes& codes) {
+    CodeWalk walk(group_.query, 1);
+    walk.each_block(first_, end_, [&] {
+      const Codes codes = walk.codes(0);
       for (std::int32_t h = 0; h < group_.heads; ++h) look(h, codes);
     });
   }

@@ -3,6 +3,7 @@
 // Stage score: each row's LUT, the block biases, and the candidates' scores.
 #include <algorithm>
 
+#include "cpu/code_walk.h"
 #include "cpu/rows.h"
 #include "cpu/score_tiles.h"
 #include "cpu/simd.h"
@@ -63,55 +64,97 @@ void make_biases(const RowQuery& row, std::int32_t first, std::int32_t end, floa
   }
 }
 
-void score_page(const IndexView& ix, const RowTables& tables, std::int64_t page, std::int32_t head,
-                std::int32_t first, std::int32_t end, float* scores, std::int64_t score_stride) {
+namespace {
+
+/// Positions [first, end), one by one, byte 0 of a code where `code_of` says.
+template <class CodeOf>
+void score_singly(const IndexView& ix, const RowTables& tables, std::int32_t first,
+                  std::int32_t end, CodeOf&& code_of, float* scores, std::int64_t stride) {
   const std::int64_t lut_stride = std::int64_t{ix.num_subspaces} * ix.ksub;
-  std::int32_t position = first;
-  // Positions of a ragged edge or of narrow tiles, one by one.
-  const auto singly_to = [&](std::int32_t limit) {
-    for (; position < limit; ++position) {
-      const std::uint8_t* code = ix.codes + code_offset(ix, page, head, position % ix.page_size);
-      for (std::int32_t r = 0; r < tables.rows; ++r) {
-        const float* biases =
-            tables.biases == nullptr ? nullptr : tables.biases + r * tables.bias_stride;
-        scores[r * score_stride + position - first] =
-            score_position(ix, tables.luts + r * lut_stride, biases, code, ix.tile, position);
-      }
-    }
-  };
-  if (ix.tile >= 16) {
-    const std::int32_t in_tile = first % ix.page_size % ix.tile;
-    singly_to(std::min(end, in_tile == 0 ? first : first + ix.tile - in_tile));
-    const std::int32_t tiles = (end - position) / ix.tile;
-    if (tiles > 0) {
-      score_tiles({ix.codes + code_offset(ix, page, head, position % ix.page_size), tiles, ix.tile,
-                   ix.code_bytes, ix.num_subspaces, ix.bits, tables.rows, tables.luts, lut_stride,
-                   tables.biases, tables.bias_stride, ix.block_size, position,
-                   scores + (position - first), score_stride});
-      position += tiles * ix.tile;
+  for (std::int32_t position = first; position < end; ++position) {
+    const std::uint8_t* code = code_of(position);
+    for (std::int32_t r = 0; r < tables.rows; ++r) {
+      const float* biases =
+          tables.biases == nullptr ? nullptr : tables.biases + r * tables.bias_stride;
+      scores[r * stride + position - first] =
+          score_position(ix, tables.luts + r * lut_stride, biases, code, ix.tile, position);
     }
   }
-  singly_to(end);
+}
+
+}  // namespace
+
+void score_codes(const RowQuery& query, const RowTables& tables, const Codes& codes, float* scores,
+                 std::int64_t stride) {
+  const IndexView& ix = query.index;
+  const std::int32_t end = codes.end;
+  std::int32_t first = codes.first;
+  if (codes.tiles.tile < 16) {
+    const std::int32_t* table = block_table_row(query.step, query.b);
+    while (first < end) {
+      const std::int64_t page = page_of(ix, table, query.slot(), first);
+      const auto page_end = static_cast<std::int32_t>(
+          std::min<std::int64_t>(end, (std::int64_t{first} / ix.page_size + 1) * ix.page_size));
+      const auto code_of = [&](std::int32_t position) {
+        return ix.codes + code_offset(ix, page, query.kv_head(), position % ix.page_size);
+      };
+      score_singly(ix, tables, first, page_end, code_of, scores, stride);
+      scores += page_end - first;
+      first = page_end;
+    }
+    return;
+  }
+  // Ragged edges, and whole tiles between them.
+  const std::int32_t tile = codes.tiles.tile;
+  const auto code_of = [&](std::int32_t position) { return codes.key(position - codes.base); };
+  const std::int32_t in_tile = (first - codes.base) % tile;
+  const std::int32_t whole = in_tile == 0 ? first : std::min(end, first + tile - in_tile);
+  score_singly(ix, tables, first, whole, code_of, scores, stride);
+  const std::int32_t tiles = (end - whole) / tile;
+  if (tiles > 0) {
+    score_tiles({codes.tiles.from((whole - codes.base) / tile), tiles, ix.num_subspaces, ix.bits,
+                 tables.rows, tables.luts, std::int64_t{ix.num_subspaces} * ix.ksub, tables.biases,
+                 tables.bias_stride, ix.block_size, whole, scores + (whole - first), stride});
+  }
+  const std::int32_t rest = whole + tiles * tile;
+  score_singly(ix, tables, rest, end, code_of, scores + (rest - first), stride);
 }
 
 namespace {
 
-void score_range(const ScoreParams& p, const RowQuery& query, std::int32_t first,
-                 std::int32_t end) {
+/// Positions [first, end) of so many KV heads, query's own the first.
+void score_range(const ScoreParams& p, const RowQuery& query, std::int32_t kv_heads,
+                 std::int32_t first, std::int32_t end) {
   const IndexView& ix = p.index;
-  const std::int32_t* table = block_table_row(p.step, query.b);
   const std::int64_t row = row_of(p.step, ix.num_query_heads, query.b, query.t, query.head);
-  float* biases = ix.block_size > 0 ? p.biases + row * p.bias_stride : nullptr;
-  const RowTables tables{ix.group_size, p.luts + row * ix.num_subspaces * ix.ksub, biases,
-                         p.bias_stride};
-  if (ix.block_size > 0) make_biases(query, first, end, biases, p.bias_stride);
-  while (first < end) {
-    const std::int32_t page_end =
-        std::min<std::int64_t>(end, (std::int64_t{first} / ix.page_size + 1) * ix.page_size);
-    score_page(ix, tables, page_of(ix, table, query.slot(), first), query.kv_head(), first,
-               page_end, p.scores + row * p.score_stride + first, p.score_stride);
-    first = page_end;
+  if (ix.block_size > 0) {
+    RowQuery own = query;
+    for (std::int32_t i = 0; i < kv_heads; ++i, own.head += ix.group_size) {
+      make_biases(own, first, end, p.biases + (row + i * ix.group_size) * p.bias_stride,
+                  p.bias_stride);
+    }
   }
+  CodeWalk walk(query, kv_heads, true);
+  walk.each_block(first, end, [&] {
+    RowQuery own = query;
+    for (std::int32_t i = 0; i < kv_heads; ++i, own.head += ix.group_size) {
+      const std::int64_t own_row = row + i * ix.group_size;
+      const RowTables tables{ix.group_size, p.luts + own_row * ix.num_subspaces * ix.ksub,
+                             ix.block_size > 0 ? p.biases + own_row * p.bias_stride : nullptr,
+                             p.bias_stride};
+      const Codes codes = walk.codes(i);
+      float* scores = p.scores + own_row * p.score_stride;
+      // In lots, where there is something to fetch between them.
+      const std::int32_t lot = codes.fetch == nullptr ? kScanBlock : 256;
+      const std::int64_t lines =
+          codes.fetch == nullptr ? 0 : codes.fetch->lines((codes.end - codes.base) / lot + 1);
+      for (Codes some = codes; some.first < codes.end; some.first = some.end) {
+        some.end = std::min(codes.end, codes.base + ((some.first - codes.base) / lot + 1) * lot);
+        if (lines > 0) codes.fetch->some(lines);
+        score_codes(own, tables, some, scores + some.first, p.score_stride);
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -138,7 +181,10 @@ Status score(const ScoreParams& p, const Launch& launch) noexcept {
   const std::int32_t chunk = std::max(8192 / unit, 1) * unit;
   const std::int32_t chunks = (longest - 1) / chunk + 1;
   const std::int64_t rows = std::int64_t{p.step.batch_size} * tokens * heads;
-  const std::int64_t tasks = std::int64_t{p.step.batch_size} * ix.num_kv_heads * chunks;
+  const std::int32_t together = CodeWalk::heads_together(
+      ix, std::int64_t{p.step.batch_size} * ix.num_kv_heads, chunks, launch.num_threads);
+  const std::int32_t teams = ix.num_kv_heads / together;
+  const std::int64_t tasks = std::int64_t{p.step.batch_size} * teams * chunks;
 #pragma omp parallel num_threads(launch.num_threads)
   {
 #pragma omp for schedule(dynamic, 1)
@@ -151,16 +197,16 @@ Status score(const ScoreParams& p, const Launch& launch) noexcept {
     }
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t task = 0; task < tasks; ++task) {
-      const auto b = static_cast<std::int32_t>(task / chunks / ix.num_kv_heads);
-      const auto head = static_cast<std::int32_t>(task / chunks % ix.num_kv_heads);
+      const auto b = static_cast<std::int32_t>(task / chunks / teams);
+      const auto kv_head = static_cast<std::int32_t>(task / chunks % teams) * together;
       const std::int64_t start = task % chunks * chunk;
       for (std::int32_t t = 0; t < tokens; ++t) {
         const RowState row = state_of(b, t);
         if (row.kind != RowKind::sparse) continue;
         const auto first = static_cast<std::int32_t>(std::max<std::int64_t>(start, row.first));
         const auto end = static_cast<std::int32_t>(std::min<std::int64_t>(start + chunk, row.end));
-        const RowQuery query{ix, p.step, p.queries, b, t, head * ix.group_size};
-        if (first < end) score_range(p, query, first, end);
+        const RowQuery query{ix, p.step, p.queries, b, t, kv_head * ix.group_size};
+        if (first < end) score_range(p, query, together, first, end);
       }
     }
   }

@@ -55,12 +55,12 @@ HWY_ATTR void score_rows(const TileRun& run, std::int32_t row) {
   const float* luts = run.luts + row * run.lut_stride;
   const float* biases = run.block_size > 0 ? run.biases + row * run.bias_stride : nullptr;
   float* scores = run.scores + row * run.score_stride;
-  const std::int32_t groups = run.tiles * (run.tile / 16);
+  const std::int32_t stride = run.codes.stride, groups = run.tiles * (run.codes.tile / 16);
 
   for (std::int32_t group = 0; group < groups; ++group) {
     const std::int32_t first = group * 16;
     const std::uint8_t* codes =
-        run.codes + std::int64_t{first / run.tile} * run.tile * run.code_bytes + first % run.tile;
+        run.codes.tile == 16 ? run.codes[group] : run.codes[group / 2] + group % 2 * 16;
     const std::int32_t position = run.position + first;
     for (std::int32_t v = 0; v < kVectors; ++v) {
       const std::int32_t at = position + v * kLanes;
@@ -81,7 +81,7 @@ HWY_ATTR void score_rows(const TileRun& run, std::int32_t row) {
       }
       for (std::int32_t s = 0; s < run.num_subspaces; ++s) {
         const std::int32_t byte = packed ? s / 2 : s;
-        VI id = hn::PromoteTo(di, hn::LoadU(d8, codes + byte * run.tile + v * kLanes));
+        VI id = hn::PromoteTo(di, hn::LoadU(d8, codes + byte * stride + v * kLanes));
         if (packed) id = s % 2 == 0 ? hn::And(id, nibble) : hn::ShiftRight<4>(id);
         for (std::int32_t r = 0; r < kRows; ++r) {
           const VF part = look_up<kBits>(luts + r * run.lut_stride + s * ksub, id);

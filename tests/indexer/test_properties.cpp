@@ -196,6 +196,39 @@ TEST_P(Properties, PagesDoNotMatter) {
   }));
 }
 
+TEST_P(Properties, PagesOfLongSequencesDoNotMatter) {
+  // Several of the stretches that KV heads are taken through together, whole and ragged.
+  for (const int block : {0, 16}) {
+    Scenario s;
+    s.check = false;
+    s.config.num_query_heads = 8;
+    s.config.num_kv_heads = 4;
+    s.config.head_dim = 8;
+    s.config.max_seq_len = 9000;
+    s.config.heavy_size = 100;
+    s.config.max_sequences = 2;
+    s.config.block_size = block;
+    s.on(GetParam());
+    HostBatch batch;
+    batch.batch_size = 2;
+    batch.lengths = {8990, 4357};
+    World contiguous(s);
+    contiguous.set_codebook(-1);
+    const StepOutput expected = contiguous.next(batch);
+    ASSERT_EQ(contiguous.error(), "");
+    for (const int page : {16, 32, 48, 64, 4096, 4112}) {
+      for (const int threads : {1, 3}) {
+        use_pages(&s.config, page);
+        s.threads = threads;
+        World paged(s);
+        paged.set_codebook(-1);
+        EXPECT_TRUE(paged.next(batch) == expected) << "page " << page << " block " << block;
+        ASSERT_EQ(paged.error(), "");
+      }
+    }
+  }
+}
+
 QUARRY_ON_EVERY_ALGORITHM(Properties);
 
 }  // namespace

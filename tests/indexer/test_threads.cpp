@@ -99,6 +99,31 @@ TEST_P(Threads, LongRowsAreByteEqual) {
   }
 }
 
+TEST_P(Threads, LongRowsInPagesAreByteEqual) {
+  // Four threads for two KV heads: pieces of rows whose heads are taken together.
+  Scenario s = scenario(1);
+  s.config = IndexerConfig{};
+  s.on(GetParam());
+  s.config.num_query_heads = s.config.num_kv_heads = 2;
+  s.config.head_dim = 8;
+  s.config.num_subspaces = 2;
+  s.config.bits = 4;
+  s.config.max_seq_len = 66000;
+  s.weights = s.dense_weights = false;
+  World contiguous(s);
+  contiguous.set_codebook(-1);
+  const StepOutput expected = contiguous.next(lengths({65990}));
+  ASSERT_EQ(contiguous.error(), "");
+  for (const int threads : {1, 4}) {
+    s.threads = threads;
+    use_pages(&s.config, 16);
+    World paged(s);
+    paged.set_codebook(-1);
+    EXPECT_TRUE(paged.next(lengths({65990})) == expected) << threads;
+    ASSERT_EQ(paged.error(), "");
+  }
+}
+
 TEST_P(Threads, LongReducedRowsAreByteEqual) {
   // Every part of a row that stage reduce can make, and a last one that is not whole.
   for (const GqaReduction reduction :

@@ -86,6 +86,110 @@ Problem problem(int m, int b, Entries entries, bool blocks, std::uint64_t seed) 
   return p;
 }
 
+CodeTiles side_by_side(const Problem& p) {
+  return {p.codes.data(), nullptr, 0, 32, 32, p.b <= 4 ? (p.m + 1) / 2 : p.m};
+}
+
+/// A problem's codes in tiles of 16 or 32 that lie in random order, as in pages.
+class Scattered {
+ public:
+  Scattered(const Problem& p, int tile, std::uint64_t seed) : tile_(tile) {
+    bytes_ = p.b <= 4 ? (p.m + 1) / 2 : p.m;
+    Random random(seed);
+    const int count = p.tiles * 32 / tile;
+    std::vector<int> places;
+    for (int i = 0; i < count; ++i) {
+      places.insert(places.begin() + random.integer(0, i), i);
+    }
+    codes_.resize(p.codes.size() + kOffset);
+    for (int i = 0; i < count; ++i) {
+      std::uint8_t* own = codes_.data() + places[i] * tile * bytes_;
+      each_.push_back(own);
+      for (int k = 0; k < tile; ++k) {
+        const int key = i * tile + k;
+        for (int byte = 0; byte < bytes_; ++byte) {
+          own[kOffset + byte * tile + k] =
+              p.codes[(static_cast<std::size_t>(key / 32) * bytes_ + byte) * 32 + key % 32];
+        }
+      }
+    }
+  }
+  CodeTiles tiles() const { return {nullptr, each_.data(), kOffset, tile_, tile_, bytes_}; }
+
+ private:
+  static constexpr int kOffset = 48;
+  int tile_, bytes_;
+  std::vector<std::uint8_t> codes_;
+  std::vector<const std::uint8_t*> each_;
+};
+
+TEST(Filter, WhereTilesLieDoesNotMatter) {
+  on_every_target([] {
+    std::uint64_t seed = 300;
+    for (const int m : {1, 2, 3, 8, 17, 64}) {
+      for (const int b : {3, 4, 6, 7, 8}) {
+        Problem p = problem(m, b, Entries::normal, true, ++seed);
+        std::vector<std::uint8_t> tables(static_cast<std::size_t>(m) * filter_entries(b));
+        Filter filter(tables.data(), m, b);
+        const auto [least, largest] = std::minmax_element(p.biases.begin(), p.biases.end());
+        ASSERT_TRUE(filter.open(p.lut.data(), *least, *largest));
+        std::vector<float> sorted = p.scores;
+        std::sort(sorted.rbegin(), sorted.rend());
+        filter.aim(p.lut.data(), sorted[100]);
+        std::vector<std::uint16_t> limits;
+        for (const float bias : p.biases) limits.push_back(filter.limit(bias));
+        limits[5] = limits[12] = limits[13] = 0;  // a tile, and a pair, that is passed over
+        for (const int tiles : {1, 2, 32, 33}) {
+          const auto passed_by = [&](const CodeTiles& codes, std::vector<std::uint32_t>* hits) {
+            hits->assign(p.tiles, 0xa5a5a5a5u);
+            return filter_tiles(
+                {codes, tiles, m, b, tables.data(), filter.wide(), limits.data(), hits->data()});
+          };
+          std::vector<std::uint32_t> expected, hits;
+          const int passed = passed_by(side_by_side(p), &expected);
+          for (const int tile : {16, 32}) {
+            const Scattered scattered(p, tile, seed);
+            ASSERT_EQ(passed_by(scattered.tiles(), &hits), passed) << "m " << m << " b " << b;
+            ASSERT_EQ(hits, expected) << "m " << m << " b " << b << " tile " << tile;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(ScoreTiles, WhereTilesLieDoesNotMatter) {
+  on_every_target([] {
+    std::uint64_t seed = 400;
+    for (const int m : {1, 2, 3, 8, 64}) {
+      for (const int b : {3, 4, 5, 6, 8}) {
+        const Problem p = problem(m, b, Entries::normal, true, ++seed);
+        const int keys = p.tiles * 32;
+        for (const int rows : {1, 5}) {
+          std::vector<float> luts;
+          for (int r = 0; r < rows; ++r) luts.insert(luts.end(), p.lut.begin(), p.lut.end());
+          const auto scores_of = [&](const CodeTiles& codes) {
+            std::vector<float> scores(static_cast<std::size_t>(rows) * keys);
+            score_tiles({codes, keys / codes.tile, m, b, rows, luts.data(), std::int64_t{m} << b,
+                         p.biases.data(), 0, 32, 0, scores.data(), keys});
+            return scores;
+          };
+          const std::vector<float> expected = scores_of(side_by_side(p));
+          ASSERT_EQ(std::vector<float>(expected.begin(), expected.begin() + keys), p.scores)
+              << "m " << m << " b " << b;
+          for (const int tile : {16, 32}) {
+            const Scattered scattered(p, tile, seed);
+            ASSERT_EQ(scores_of(scattered.tiles()), expected)
+                << "m " << m << " b " << b << " tile " << tile;
+            const CodeTiles all = scattered.tiles(), later = all.from(1);
+            ASSERT_EQ(later[0], all[1]);
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(Filter, LetsEveryKeyPassThatReachesTheThreshold) {
   on_every_target([] {
     std::uint64_t seed = 0;
@@ -107,9 +211,8 @@ TEST(Filter, LetsEveryKeyPassThatReachesTheThreshold) {
             std::vector<std::uint16_t> limits;
             for (const float bias : p.biases) limits.push_back(filter.limit(bias));
             std::vector<std::uint32_t> hits(p.tiles, 0xa5a5a5a5u);
-            const int found =
-                filter_tiles({p.codes.data(), p.tiles, b <= 4 ? (m + 1) / 2 : m, m, b,
-                              tables.data(), filter.wide(), limits.data(), hits.data()});
+            const int found = filter_tiles({side_by_side(p), p.tiles, m, b, tables.data(),
+                                            filter.wide(), limits.data(), hits.data()});
             int passed = 0, reached = 0;
             for (int k = 0; k < p.tiles * 32; ++k) {
               const bool passes = hits[k / 32] >> k % 32 & 1;
@@ -187,9 +290,8 @@ TEST(Filter, LetsEveryKeyPassWhoseSumOverHeadsReachesTheThreshold) {
             std::vector<std::uint16_t> limits;
             for (const float bias : biases) limits.push_back(filter.limit(bias));
             std::vector<std::uint32_t> hits(p.tiles);
-            const int passed =
-                filter_tiles({p.codes.data(), p.tiles, b <= 4 ? (m + 1) / 2 : m, m, b,
-                              tables.data(), filter.wide(), limits.data(), hits.data()});
+            const int passed = filter_tiles({side_by_side(p), p.tiles, m, b, tables.data(),
+                                             filter.wide(), limits.data(), hits.data()});
             int reached = 0;
             for (int k = 0; k < p.tiles * 32; ++k) {
               reached += scores[k] >= sorted[rank];
