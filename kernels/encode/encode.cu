@@ -45,39 +45,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   encode_share<2>(p, shape, st, b, head, share, shape.shares, 0, INT32_MAX, memory);
 }
 
-// The same grid; every thread block finds its sequence's state for itself.
-__global__ void __launch_bounds__(kThreads, 2)
-    encode_beside_kernel(const __grid_constant__ EncodeParams p,
-                         const __grid_constant__ StepShape shape) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  const auto id = static_cast<std::int32_t>(blockIdx.x);
-  const std::int32_t share = id % shape.shares, of = id / shape.shares;
-  const std::int32_t head = of % p.index.num_kv_heads, b = of / p.index.num_kv_heads;
-  fetch_share_ahead(p, shape, head, share);
-  wait_for_predecessor();
-  let_successor_start();
-  const SequenceState st = plan_sequence(p, b);
-  if (share == 0 && head == 0 && threadIdx.x == 0) {
-    p.step.states[b] = st;
-    if (st.bits != 0 && p.step.device_status != nullptr) {
-      atomicOr(p.step.device_status + b, st.bits);
-    }
-  }
-  encode_share(p, shape, st, b, head, share, shape.shares, 0, INT32_MAX, memory);
-}
-
 dim3 step_grid(const EncodeParams& p, const StepShape& shape) {
   return dim3(static_cast<unsigned>(shape.shares) * static_cast<unsigned>(p.index.num_kv_heads) *
               static_cast<unsigned>(p.step.batch_size));
 }
 
 }  // namespace
-
-Status encode_beside(const EncodeParams& p, const Launch& launch) noexcept {
-  const StepShape shape = step_shape(p);
-  return launch_kernel<encode_beside_kernel>("encode", launch, step_grid(p, shape), kThreads,
-                                             shape.shared_bytes, p, shape);
-}
 
 Status encode(const EncodeParams& p, const Launch& launch) noexcept {
   const dim3 sequences(static_cast<unsigned>(p.step.batch_size));

@@ -40,20 +40,26 @@ __device__ __forceinline__ void load_piece(const typename E::Bits* __restrict__ 
   }
 }
 
+/// Element offset of the key at `position`; of one that is there where its page is out of range.
+__device__ __forceinline__ std::int64_t key_place(const IndexView& ix, const KeyView& keys,
+                                                  const std::int32_t* table_row, std::int32_t slot,
+                                                  std::int32_t kv, std::int32_t position) {
+  const std::int64_t page = page_of(ix, table_row, slot, position);
+  return key_offset(ix, keys, page < 0 ? 0 : page, kv, position);
+}
+
 /// Scores of entries first + u * groups + group, u < kKeysAtOnce, of one row, below `count`:
 /// `lanes` neighbouring threads share a key, `group` tells which. query_at(i) is element i of the
-/// query, position_of(entry) names the key, store(entry, score) takes its score. The order of a
-/// key's sum is fixed by head_dim and dtype alone: lane l takes elements l * piece .. + piece - 1,
-/// then those lanes * piece further (kPieces times at most), by fma; then lanes lanes/2, .., 1
+/// query, place_of(entry) is the key's key_place(), store(entry, score) takes its score. The order
+/// of a key's sum is fixed by head_dim and dtype alone: lane l takes elements l * piece .. + piece
+/// - 1, then those lanes * piece further (kPieces times at most), by fma; then lanes lanes/2, .., 1
 /// apart are added. All lanes of a warp call it.
-template <typename E, int kPieces, typename QueryAt, typename PositionOf, typename Store>
+template <typename E, int kPieces, typename QueryAt, typename PlaceOf, typename Store>
 __device__ __forceinline__ void exact_scores(const IndexView& ix, const KeyView& keys,
-                                             QueryAt query_at, const std::int32_t* table_row,
-                                             std::int32_t slot, std::int32_t kv, bool wide,
+                                             QueryAt query_at, std::int32_t kv, bool wide,
                                              std::int32_t lanes, std::int32_t groups,
                                              std::int32_t group, std::int32_t first,
-                                             std::int32_t count, PositionOf position_of,
-                                             Store store) {
+                                             std::int32_t count, PlaceOf place_of, Store store) {
   constexpr unsigned kAll = 0xffffffffu;
   constexpr int kSize = kPiece<E>;
   const std::int32_t lane = static_cast<std::int32_t>(threadIdx.x) % lanes;
@@ -61,10 +67,8 @@ __device__ __forceinline__ void exact_scores(const IndexView& ix, const KeyView&
   const typename E::Bits* key[kKeysAtOnce];
 #pragma unroll
   for (int u = 0; u < kKeysAtOnce; ++u) {
-    const std::int32_t position = position_of(min(first + u * groups + group, count - 1));
-    const std::int64_t page = page_of(ix, table_row, slot, position);
     key[u] = static_cast<const typename E::Bits*>(keys.data) +
-             key_offset(ix, keys, page < 0 ? 0 : page, kv, position);
+             place_of(min(first + u * groups + group, count - 1));
   }
   float acc[kKeysAtOnce] = {};
 #pragma unroll

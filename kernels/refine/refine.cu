@@ -37,9 +37,12 @@ __global__ void __launch_bounds__(kThreads)
   exact_scores<E, kPieces>(
       ix, p.keys,
       [&](std::int32_t i) { return load_element(p.queries.data, p.queries.dtype, query_base + i); },
-      block_table_row(p.step, b), slot, head / ix.group_size, wide, lanes, groups,
-      static_cast<std::int32_t>(threadIdx.x) / lanes, first, count,
-      [&](std::int32_t entry) { return p.shortlist[list * p.shortlist_stride + entry]; },
+      head / ix.group_size, wide, lanes, groups, static_cast<std::int32_t>(threadIdx.x) / lanes,
+      first, count,
+      [&](std::int32_t entry) {
+        return key_place(ix, p.keys, block_table_row(p.step, b), slot, head / ix.group_size,
+                         p.shortlist[list * p.shortlist_stride + entry]);
+      },
       [&](std::int32_t entry, float score) { p.scores[row * p.shortlist_stride + entry] = score; });
 }
 

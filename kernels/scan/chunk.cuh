@@ -11,51 +11,77 @@
 #include "scan/launches.h"
 #include "scan/plan.h"
 #include "scan/quantize.cuh"
+#include "score/codes.cuh"
 #include "select/threshold.cuh"
 
 namespace quarry::cuda {
 
-/// Carves the dynamic shared memory that scan_sizes() counts.
+/// The dynamic shared memory that scan_layout() places.
 template <int kHeads>
 struct ChunkShared {
   using Entry = typename Packed<kHeads>::Entry;
-  float* lut;                   ///< [m][kHeads][kStride]
-  Entry* tables;                ///< [m][kStride]
-  std::uint32_t *lows, *highs;  ///< [m][kHeads]
-  float *query, *rotated;       ///< [kHeads][d]; one and the same without a rotation
-  float* bias;                  ///< [blocks][kHeads]
-  Entry* packed_bias;           ///< [blocks]
-  Entry* kept;                  ///< [blocks]: all ones in the fields of biases that are no NaN
-  Entry* sums;                  ///< [chunk]
-  std::uint16_t* found;         ///< [kHeads][capacity]: candidates, from the chunk's begin
-  std::uint32_t* bins;          ///< [kHeads][scan_bins()]: of this block
-  // In the place of what comes later, or is over:
-  float* rotation;          ///< kScanRotationFloats, before the sums
-  std::uint32_t* all_bins;  ///< of the cluster, before anything is found
-  unsigned char* storage;   ///< kChunkSearchBytes, after the sums
+  unsigned char* base;
+  const ScanLayout& at;
 
-  __device__ ChunkShared(unsigned char* base, const ScanSizes& sizes, const IndexView& ix,
-                         std::int32_t blocks) {
-    const auto take = [&](std::int64_t bytes) {
-      unsigned char* const here = base;
-      base += bytes;
-      return here;
-    };
-    lut = reinterpret_cast<float*>(take(sizes.tables));
-    tables = reinterpret_cast<Entry*>(take(sizes.packed));
-    lows = reinterpret_cast<std::uint32_t*>(take(sizes.ranges));
-    highs = lows + ix.num_subspaces * kHeads;
-    query = reinterpret_cast<float*>(take(sizes.queries));
-    rotated = ix.rotated ? query + kHeads * ix.head_dim : query;
-    bias = reinterpret_cast<float*>(take(sizes.biases));
-    packed_bias = reinterpret_cast<Entry*>(take(sizes.packed_biases));
-    kept = packed_bias + blocks;
-    storage = take(sizes.sums);
-    sums = reinterpret_cast<Entry*>(storage);
-    rotation = reinterpret_cast<float*>(storage);
-    found = reinterpret_cast<std::uint16_t*>(take(sizes.found));
-    all_bins = reinterpret_cast<std::uint32_t*>(found);
-    bins = reinterpret_cast<std::uint32_t*>(base);
+  template <typename T>
+  __device__ __forceinline__ T* part(std::int32_t offset) const {
+    return reinterpret_cast<T*>(base + offset);
+  }
+  /// [kHeads][kScanBins]: of this block.
+  __device__ std::uint32_t* bins() const { return part<std::uint32_t>(0); }
+  /// [m][kHeads][kStride]
+  __device__ float* lut() const { return part<float>(at.lut); }
+  /// [m][kStride]
+  __device__ Entry* tables() const { return part<Entry>(at.tables); }
+  /// [m][kHeads], both
+  __device__ std::uint32_t* lows() const { return part<std::uint32_t>(at.lows); }
+  __device__ std::uint32_t* highs() const { return part<std::uint32_t>(at.highs); }
+  /// [kHeads][d], both; one and the same without a rotation
+  __device__ float* query() const { return part<float>(at.query); }
+  __device__ float* rotated() const { return part<float>(at.rotated); }
+  /// [blocks][kHeads]
+  __device__ float* bias() const { return part<float>(at.bias); }
+  /// [blocks]
+  __device__ Entry* packed_bias() const { return part<Entry>(at.packed_bias); }
+  /// [blocks]: all ones in the fields of biases that are no NaN
+  __device__ Entry* kept() const { return part<Entry>(at.kept); }
+  /// [chunk]
+  __device__ Entry* sums() const { return part<Entry>(at.sums); }
+  /// [kHeads][capacity]: candidates, from the chunk's begin
+  __device__ std::uint16_t* found() const { return part<std::uint16_t>(at.found); }
+  // In the place of what comes later, or is over:
+  /// kScanRotationFloats, before the sums
+  __device__ float* rotation() const { return part<float>(at.sums); }
+  /// [m][dcent][ksub], before the sums, where layout.codebook >= 0
+  __device__ float* codebook() const { return part<float>(at.codebook); }
+  /// [kHeads][kScanBins]: of the cluster, before anything is found
+  __device__ std::uint32_t* all_bins() const { return part<std::uint32_t>(at.found); }
+  /// kChunkSearchBytes, after the sums
+  __device__ unsigned char* storage() const { return base + at.sums; }
+};
+
+/// Where a chunk lies among a row's candidates [first, end): whole code words of positions from
+/// `begin`, of which [low, high) are candidates.
+struct ChunkSpan {
+  std::int32_t base, length, first, end;
+  std::int32_t begin, low, high;
+
+  __device__ __forceinline__ ChunkSpan(const ScanPlan& plan, std::int32_t row_first,
+                                       std::int32_t row_end, std::int32_t chunk)
+      : base(row_first & ~(kKeys - 1)),
+        length(scan_chunk(plan, row_end - base)),
+        first(row_first),
+        end(row_end),
+        begin(at(chunk)),
+        low(edge(chunk)),
+        high(edge(chunk + 1)) {}
+  __device__ __forceinline__ std::int32_t at(std::int32_t chunk) const {
+    return static_cast<std::int32_t>(
+        min(base + static_cast<std::int64_t>(chunk) * length, static_cast<std::int64_t>(end)));
+  }
+  /// Where chunk `chunk` begins, within the candidates.
+  __device__ __forceinline__ std::int32_t edge(std::int32_t chunk) const {
+    return max(at(chunk), first);
   }
 };
 
@@ -113,8 +139,8 @@ __device__ __noinline__ std::uint32_t chunk_key(const Chunk& chunk, const float*
 }
 
 /// The chunk's own best `k` (or all, where there are fewer) of head h, whatever their
-/// distribution, to `out`: by radix search over scores that are computed anew in every pass.
-/// The way out where so many sums reach the threshold that there is no room for them. All
+/// distribution, to `out`, ascending: by radix search over scores that are computed anew in every
+/// pass. The way out where so many sums reach the threshold that there is no room for them. All
 /// threads call it, after a barrier; ends with one. Returns how many there are.
 template <int kAllHeads, int kStride>
 __device__ __noinline__ std::int32_t select_chunk(const Chunk& chunk, const float* lut,
@@ -125,7 +151,6 @@ __device__ __noinline__ std::int32_t select_chunk(const Chunk& chunk, const floa
   struct Storage {
     typename Search::Storage search;
     typename Scan::TempStorage scan;
-    std::int32_t taken;
   };
   static_assert(sizeof(Storage) <= kChunkSearchBytes);
   Storage& st = *reinterpret_cast<Storage*>(storage);
@@ -135,11 +160,10 @@ __device__ __noinline__ std::int32_t select_chunk(const Chunk& chunk, const floa
     return chunk_key<kAllHeads, kStride>(chunk, lut + h * kStride, bias + h, chunk.low + i);
   };
   k = min(k, n);
-  if (tid == 0) st.taken = 0;
   Threshold at{0, 0, 0};
   if (k < n) at = Search::find(st.search, key_at, n, k, 0);
   __syncthreads();
-  std::int32_t equal = 0;
+  std::int32_t equal = 0, taken = 0;
 #pragma unroll 1
   for (std::int32_t first = 0; first < n; first += kScanThreads) {
     const std::int32_t i = first + tid;
@@ -148,14 +172,14 @@ __device__ __noinline__ std::int32_t select_chunk(const Chunk& chunk, const floa
     const bool is_equal = i < n && k < n && (key & at.mask) == at.prefix;
     std::int32_t before = 0, total = 0;
     Scan(st.scan).ExclusiveSum(is_equal ? 1 : 0, before, total);
-    if (is_above || (is_equal && equal + before < at.quota)) {
-      out[atomicAdd(&st.taken, 1)] = {key, chunk.low + i};
-    }
+    const bool takes = is_above || (is_equal && equal + before < at.quota);
     equal += total;
     __syncthreads();  // the scan's storage is used again
+    Scan(st.scan).ExclusiveSum(takes ? 1 : 0, before, total);
+    if (takes) out[taken + before] = {key, chunk.low + i};
+    taken += total;
+    __syncthreads();
   }
-  const std::int32_t taken = st.taken;
-  __syncthreads();
   return taken;
 }
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "scan/finish_kernel.cuh"
 #include "scan/launches.h"
 
@@ -8,12 +10,11 @@ namespace {
 template <typename E, int kPieces>
 Status launch_finish(const FinishParams& p, std::int64_t rows, unsigned cluster,
                      const Launch& launch) {
-  const std::int64_t grid = rows * cluster;
+  const std::int64_t grid = p.encode_blocks + rows * cluster;
   if (grid > 0x7fffffff) return too_many_blocks("finish", grid);
-  const FinishShared shared(nullptr, p.emit.index, p.chunks, p.select);
   return launch_clusters<finish_kernel<E, kPieces>>(
       "scan: finish", launch, dim3(static_cast<unsigned>(grid)), cluster, kFinishThreads,
-      static_cast<std::size_t>(shared.bytes), p);
+      std::max(static_cast<std::size_t>(p.layout.total), p.step_shape.shared_bytes), p);
 }
 
 }  // namespace
@@ -23,12 +24,15 @@ Status launch_finish(const ScanParams& p, const ScanPlan& plan, const ScanScratc
   const IndexView& ix = p.index;
   const std::int64_t rows = p.emit.num_rows;
   FinishParams finish{};
+  finish.encode = {ix, p.step, p.keys};
+  finish.step_shape = step_shape(finish.encode);
+  finish.layout = finish_layout(ix, plan.chunks, plan.select);
   finish.emit = p.emit;
-  finish.keys = p.keys;
   finish.queries = p.queries;
   finish.chunks = plan.chunks;
   finish.capacity = plan.capacity;
   finish.select = plan.select;
+  finish.encoded = scratch.encoded;
   finish.counts = scratch.counts;
   finish.candidates = scratch.candidates;
   // Thread blocks a row, where there are keys to gather or a dense row to clear, as long as
@@ -38,6 +42,11 @@ Status launch_finish(const ScanParams& p, const ScanPlan& plan, const ScanScratc
   if (launch.compute_capability >= 90 && (refines || p.emit.dense_weights != nullptr)) {
     while (cluster < 8 && rows * cluster * 2 <= kScanBlocks) cluster *= 2;
   }
+  const std::int64_t encode_blocks =
+      (std::int64_t{p.step.batch_size} * ix.num_kv_heads * finish.step_shape.shares + cluster - 1) /
+      cluster * cluster;
+  if (encode_blocks > 0x3fffffff) return too_many_blocks("encode", encode_blocks);
+  finish.encode_blocks = static_cast<std::int32_t>(encode_blocks);
   if (!refines) return launch_finish<Float32, 0>(finish, rows, cluster, launch);
   const KeyView& k = p.keys;
   finish.wide = is_wide(k.data, k.dtype, {k.page_stride, k.slot_stride, k.head_stride});

@@ -1,63 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Second of scan's two kernels: of the candidates that a row's chunks passed on the exact best
-// r * K, their exact re-rank, and the list. A cluster of thread blocks a row where there is much
-// to gather or to write: each selects for itself, scores its share of the keys for all, and
-// writes its share of the list.
+// r * K, their exact re-rank, and the list; beside that the step's encoding, which this step's
+// lists do not need. A cluster of thread blocks a row where there is much to gather or to write:
+// each selects for itself, scores its share of the keys for all, and writes its share of the list.
 #pragma once
 
 #include "common/launch.h"
 #include "emit/list.cuh"
+#include "encode/few.cuh"
+#include "encode/step.cuh"
 #include "refine/dots.cuh"
 #include "scan/ascending.cuh"
 #include "score/lut.cuh"
 
 namespace quarry::cuda {
 
+/// Candidates of a row that are kept in shared memory; a row with more reads them where they are.
+constexpr std::int32_t kCachedCandidates = 6144;
+
+/// Dynamic shared memory: where its parts begin, in bytes, as ScanLayout.
+struct FinishLayout {
+  std::int32_t ends, shortlist, exact, heavy, query;
+  std::int64_t total;
+};
+
+inline FinishLayout finish_layout(const IndexView& ix, std::int32_t chunks, std::int32_t select) {
+  FinishLayout at{};
+  at.total = std::int64_t{kCachedCandidates} * 8;
+  const auto take = [&](std::int64_t count) {
+    const std::int64_t here = at.total;
+    at.total += (count * 4 + 15) / 16 * 16;
+    return static_cast<std::int32_t>(here);
+  };
+  const bool refines = ix.refine_factor > 1;
+  at.ends = take(chunks);
+  at.shortlist = take(select);
+  at.exact = take(refines ? select : 0);
+  at.heavy = refines ? take(ix.heavy_size) : at.shortlist;
+  at.query = take(refines ? ix.head_dim : 0);
+  return at;
+}
+
 struct FinishParams {
-  EmitParams emit;  ///< its rows, heavy and heavy_counts are not used
-  KeyView keys;
+  FinishLayout layout;
+  EncodeParams encode;
+  StepShape step_shape;
+  std::int32_t encode_blocks;  ///< the first thread blocks: they encode, a share each
+  EmitParams emit;             ///< its rows, heavy and heavy_counts are not used
   QueryView queries;
   std::int32_t chunks, capacity, select;  ///< as in ScanPlan
   std::int32_t lanes;                     ///< that share a key in refine
   bool wide;
+  std::uint32_t* encoded;  ///< [B], 0 when the first kernel has ended
   const std::int32_t* counts;
   const Candidate* candidates;
 };
 
-/// Candidates of a row that are kept in shared memory; a row with more reads them where they are.
-constexpr std::int32_t kCachedCandidates = 6144;
-
-/// Dynamic shared memory. The code that counts it carves it.
+/// Dynamic shared memory that finish_layout() places.
 struct FinishShared {
-  std::int32_t* ends;       ///< [chunks]: candidates up to a chunk's end
-  std::int32_t* shortlist;  ///< [select]
-  std::uint32_t* exact;     ///< [select]: selection keys of exact scores; only with refine
-  std::int32_t* heavy;      ///< [heavy_size]; the shortlist itself without refine
-  float* query;             ///< [d]; only with refine
-  std::uint32_t* marks;     ///< bits
-  std::uint32_t* keys;      ///< [kCachedCandidates]
-  std::int32_t* positions;  ///< [kCachedCandidates]
-  std::int64_t bytes = 0;
+  unsigned char* base;
+  const FinishLayout& at;
 
-  __host__ __device__ FinishShared(unsigned char* base, const IndexView& ix, std::int32_t chunks,
-                                   std::int32_t select) {
-    const auto take = [&](std::int64_t count) {
-      unsigned char* const here = base == nullptr ? nullptr : base + bytes;
-      bytes += (count * 4 + 15) / 16 * 16;
-      return here;
-    };
-    const bool refines = ix.refine_factor > 1;
-    const std::int32_t range = ix.max_seq_len < kMarkedPlaces ? ix.max_seq_len : kMarkedPlaces;
-    ends = reinterpret_cast<std::int32_t*>(take(chunks));
-    shortlist = reinterpret_cast<std::int32_t*>(take(select));
-    exact = reinterpret_cast<std::uint32_t*>(take(refines ? select : 0));
-    heavy = refines ? reinterpret_cast<std::int32_t*>(take(ix.heavy_size)) : shortlist;
-    query = reinterpret_cast<float*>(take(refines ? ix.head_dim : 0));
-    marks = reinterpret_cast<std::uint32_t*>(take(range / 32 + 1));
-    keys = reinterpret_cast<std::uint32_t*>(take(kCachedCandidates));
-    positions = reinterpret_cast<std::int32_t*>(take(kCachedCandidates));
+  template <typename T>
+  __device__ __forceinline__ T* part(std::int32_t offset) const {
+    return reinterpret_cast<T*>(base + offset);
   }
+  /// [kCachedCandidates], both
+  __device__ std::uint32_t* keys() const { return part<std::uint32_t>(0); }
+  __device__ std::int32_t* positions() const { return part<std::int32_t>(kCachedCandidates * 4); }
+  /// [chunks]: candidates up to a chunk's end
+  __device__ std::int32_t* ends() const { return part<std::int32_t>(at.ends); }
+  /// [select]
+  __device__ std::int32_t* shortlist() const { return part<std::int32_t>(at.shortlist); }
+  /// [select]: selection keys of exact scores; only with refine
+  __device__ std::uint32_t* exact() const { return part<std::uint32_t>(at.exact); }
+  /// [heavy_size]; the shortlist itself without refine
+  __device__ std::int32_t* heavy() const { return part<std::int32_t>(at.heavy); }
+  /// [d]; only with refine
+  __device__ float* query() const { return part<float>(at.query); }
 };
 
 /// A row's candidates: in shared memory, or in their segments.
@@ -89,134 +110,209 @@ struct RowCandidates {
   }
 };
 
-/// ends[] of a row's chunks; returns how many candidates there are.
-__device__ __forceinline__ std::int32_t count_candidates(AscendingStorage& storage,
-                                                         const std::int32_t* counts,
-                                                         std::int32_t chunks, std::int32_t* ends) {
-  std::int32_t all = 0;
-  for (std::int32_t first = 0; first < chunks; first += kFinishThreads) {
-    const std::int32_t i = first + static_cast<std::int32_t>(threadIdx.x);
-    std::int32_t end = i < chunks ? counts[i] : 0, total = 0;
-    AscendingStorage::Scan(storage.scan).InclusiveSum(end, end, total);
-    if (i < chunks) ends[i] = all + end;
-    all += total;
-    __syncthreads();
-  }
-  return all;
-}
-
-/// Copies a row's candidates to shared memory: as many threads a chunk as there are to share.
-__device__ __forceinline__ void cache_candidates(const Candidate* segments,
-                                                 const std::int32_t* ends, std::int32_t chunks,
-                                                 std::int32_t capacity, std::uint32_t* keys,
-                                                 std::int32_t* positions) {
-  std::int32_t team = kFinishThreads;
-  while (team > 32 && team * chunks > kFinishThreads) team /= 2;
-  const auto tid = static_cast<std::int32_t>(threadIdx.x);
-  for (std::int32_t c = tid / team; c < chunks; c += kFinishThreads / team) {
-    const std::int32_t begin = c == 0 ? 0 : ends[c - 1], count = ends[c] - begin;
-    const Candidate* from = segments + static_cast<std::int64_t>(c) * capacity;
+/// A row's candidates, in shared memory where there is room. All threads call it; a barrier must
+/// follow.
+__device__ __forceinline__ RowCandidates read_candidates(
+    BestStorage& storage, const std::int32_t* counts, const Candidate* segments,
+    std::int32_t chunks, std::int32_t capacity, const FinishShared& sh, std::int32_t* total) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const auto tid = static_cast<std::int32_t>(threadIdx.x), lane = tid % 32;
+  RowCandidates items{nullptr, nullptr, segments, sh.ends(), chunks, capacity};
+  if (chunks > 32) {
+    std::int32_t all = 0;
+    for (std::int32_t first = 0; first < chunks; first += kFinishThreads) {
+      const std::int32_t i = first + tid;
+      std::int32_t end = i < chunks ? counts[i] : 0, sum = 0;
+      BestStorage::Scan(storage.scan).InclusiveSum(end, end, sum);
+      if (i < chunks) sh.ends()[i] = all + end;
+      all += sum;
+      __syncthreads();
+    }
+    *total = all;
+    if (all > kCachedCandidates) return items;
+    // A warp a segment.
+    for (std::int32_t c = tid / 32; c < chunks; c += kFinishThreads / 32) {
+      const std::int32_t begin = c == 0 ? 0 : sh.ends()[c - 1], count = sh.ends()[c] - begin;
+      const Candidate* from = segments + static_cast<std::int64_t>(c) * capacity;
 #pragma unroll 4
-    for (std::int32_t i = tid % team; i < count; i += team) {
-      const Candidate candidate = from[i];
-      keys[begin + i] = candidate.key;
-      positions[begin + i] = candidate.position;
+      for (std::int32_t i = lane; i < count; i += 32) {
+        const Candidate candidate = from[i];
+        sh.keys()[begin + i] = candidate.key;
+        sh.positions()[begin + i] = candidate.position;
+      }
+    }
+  } else {
+    // As many threads a segment as there are to share; every warp finds the ends for itself.
+    std::int32_t team = kFinishThreads / 32;
+    while (2 * team * chunks <= kFinishThreads) team *= 2;
+    const std::int32_t c = tid / team, at = tid % team;
+    const bool works = c < chunks;
+    const Candidate* from = segments + static_cast<std::int64_t>(works ? c : 0) * capacity;
+    const std::int32_t own = lane < chunks ? counts[lane] : 0;
+    std::int32_t end = own;
+#pragma unroll
+    for (int apart = 1; apart < 32; apart *= 2) {
+      const std::int32_t other = __shfl_up_sync(kAll, end, apart);
+      if (lane >= apart) end += other;
+    }
+    *total = __shfl_sync(kAll, end, 31);
+    if (tid < chunks) sh.ends()[tid] = end;
+    const std::int32_t count = __shfl_sync(kAll, own, c), begin = __shfl_sync(kAll, end - own, c);
+    if (*total > kCachedCandidates) return items;
+    if (works) {
+#pragma unroll 8
+      for (std::int32_t i = at; i < count; i += team) {
+        const Candidate candidate = from[i];
+        sh.keys()[begin + i] = candidate.key;
+        sh.positions()[begin + i] = candidate.position;
+      }
     }
   }
+  items.keys = sh.keys();
+  items.positions = sh.positions();
+  return items;
 }
 
-/// kPieces 0: no refine. Grid (rows * cluster).
+/// What is new, while the first kernel still runs: that one's blocks have all waited for what came
+/// before it, or this block would not run, and they read no position that is encoded here, unless
+/// there are more new ones than the window holds. `seen` is moved by the last of a sequence's
+/// blocks, when no other block of the call has it still to read.
+__device__ __forceinline__ void encode_role(const FinishParams& p, unsigned char* memory) {
+  const IndexView& ix = p.encode.index;
+  const StepView& step = p.encode.step;
+  const auto id = static_cast<std::int32_t>(blockIdx.x);
+  const std::int32_t shares = p.step_shape.shares, heads = ix.num_kv_heads;
+  const std::int32_t share = id % shares, head = id / shares % heads, b = id / shares / heads;
+  if (b >= step.batch_size) {  // the last cluster may have blocks to spare
+    wait_for_predecessor();
+    return;
+  }
+  const SequenceState st =
+      step.block_table == nullptr ? sequence_state(ix, step, b) : plan_sequence(p.encode, b);
+  const std::int32_t pending =
+      ix.block_size > 0 ? st.begin / ix.block_size * ix.block_size : st.begin;
+  if (pending < st.n + step.query_tokens - 1 - ix.window_size) wait_for_predecessor();
+  if (few_serve(ix, st)) {
+    encode_few(p.encode, st, b, head, share, shares, p.step_shape.wide);
+  } else {
+    encode_share(p.encode, p.step_shape, st, b, head, share, shares, 0, INT32_MAX, memory);
+  }
+  __syncthreads();  // what the other threads have encoded comes before this block's arrival
+  wait_for_predecessor();
+  if (threadIdx.x != 0 || st.slot < 0 || st.built == 0) return;
+  const auto all = static_cast<std::uint32_t>(shares * heads);
+  if (atomicAdd(p.encoded + b, 1u) == all - 1) ix.seen[st.slot] = st.n;
+}
+
+/// kPieces 0: no refine. Grid (encode_blocks + rows * cluster).
 template <typename E, int kPieces>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, 2)
     finish_kernel(const __grid_constant__ FinishParams p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ AscendingStorage storage;
-  wait_for_predecessor();
+  __shared__ BestStorage storage;
   let_successor_start();
+  if (static_cast<std::int32_t>(blockIdx.x) < p.encode_blocks) {
+    encode_role(p, memory);
+    return;
+  }
   const EmitParams& emit = p.emit;
   const IndexView& ix = emit.index;
-  const StepView& step = emit.step;
   const ClusterPlace place = cluster_place();
-  const std::int64_t row = blockIdx.x / static_cast<unsigned>(place.blocks);
+  const std::int64_t row = (blockIdx.x - p.encode_blocks) / static_cast<unsigned>(place.blocks);
   const auto head = static_cast<std::int32_t>(row % ix.num_query_heads);
   const std::int64_t query = row / ix.num_query_heads;
-  const auto t = static_cast<std::int32_t>(query % step.query_tokens);
-  const auto b = static_cast<std::int32_t>(query / step.query_tokens);
+  const auto t = static_cast<std::int32_t>(query % emit.step.query_tokens);
+  const auto b = static_cast<std::int32_t>(query / emit.step.query_tokens);
   const auto tid = static_cast<std::int32_t>(threadIdx.x);
-  const SequenceState st = step.states[b];
+  const FinishShared sh{memory, p.layout};
+  // The chunks' blocks have all waited for what came before their kernel, or this block would not
+  // run: lengths and queries can be read beside them. What only they know is whether the pages
+  // are in range. `seen` is not read, since this kernel moves it.
+  StepView step = emit.step;
+  step.restart = true;
+  SequenceState st = sequence_state(ix, step, b);
   std::uint32_t bits = 0;
-  const RowState state = row_state(ix, step, st, b, t, &bits);
-  if (head == 0 && place.rank == 0 && tid == 0) {
-    if (bits != 0 && step.device_status != nullptr) atomicOr(step.device_status + b, bits);
-    // What the chunks' kernel read; nothing after this in the call does.
-    if (t == 0 && st.slot >= 0 && st.built != 0) ix.seen[st.slot] = st.n;
-  }
-
-  const FinishShared sh(memory, ix, p.chunks, p.select);
+  RowState state = row_state(ix, step, st, b, t, &bits);
   if constexpr (kPieces > 0) {  // barriers follow before it is read
-    load_queries<1>(p.queries, b, t, head, 1, ix.head_dim, sh.query);
+    load_queries<1>(p.queries, b, t, head, 1, ix.head_dim, sh.query());
+  }
+  wait_for_predecessor();
+  if (step.states[b].slot < 0) {
+    st.slot = -1;
+    bits = 0;
+    state = row_state(ix, step, st, b, t, &bits);
+  }
+  if (head == 0 && place.rank == 0 && tid == 0 && bits != 0 && step.device_status != nullptr) {
+    atomicOr(step.device_status + b, bits);
   }
   std::int32_t heavy_count = 0;
   if (state.kind == RowKind::sparse) {  // the same for the whole cluster
-    const std::int32_t* counts = p.counts + row * p.chunks;
-    const std::int32_t total = count_candidates(storage, counts, p.chunks, sh.ends);
-    RowCandidates items{nullptr, nullptr,  p.candidates + row * p.chunks * p.capacity,
-                        sh.ends, p.chunks, p.capacity};
-    if (total <= kCachedCandidates) {
-      cache_candidates(items.segments, sh.ends, p.chunks, p.capacity, sh.keys, sh.positions);
-      items.keys = sh.keys;
-      items.positions = sh.positions;
+    if constexpr (kPieces > 0) {        // from here on the others may write to this shared memory
+      cluster_arrive_relaxed(place);
     }
+    std::int32_t total = 0;
+    const RowCandidates items = read_candidates(storage, p.counts + row * p.chunks,
+                                                p.candidates + row * p.chunks * p.capacity,
+                                                p.chunks, p.capacity, sh, &total);
     __syncthreads();
-    const std::int32_t range = state.end - state.first;
-    std::int32_t count = min(p.select, total);
-    best_ascending(
-        storage, sh.marks, [&](std::int32_t i) { return items.key(i); },
-        [&](std::int32_t i) { return items.position(i) - state.first; }, total, count, range,
-        sh.shortlist);
+    const std::int32_t count = min(p.select, total);
+    if (count > 0) {
+      best_ascending(
+          storage, [&](std::int32_t i) { return items.key(i); }, total, count,
+          [&](std::int32_t i, std::int32_t item) { sh.shortlist()[i] = items.position(item); });
+    }
     if constexpr (kPieces > 0) {
       const std::int32_t share = (count + place.blocks - 1) / place.blocks;
       const std::int32_t from = min(place.rank * share, count), to = min(from + share, count);
       const std::int32_t groups = kFinishThreads / p.lanes;
-      cluster_arrive(place);  // the others' shared memory is there to write to
-      cluster_wait(place);
-      for (std::int32_t first = from; first < to; first += groups * kKeysAtOnce) {
-        exact_scores<E, kPieces>(
-            ix, p.keys, [&](std::int32_t i) { return sh.query[i]; }, block_table_row(step, b),
-            st.slot, head / ix.group_size, p.wide, p.lanes, groups, tid / p.lanes, first, to,
-            [&](std::int32_t i) { return state.first + sh.shortlist[i]; },
-            [&](std::int32_t i, float score) {
-              const float key = bits_to_float(selection_key(score));
-              for (std::int32_t rank = 0; rank < place.blocks; ++rank) {
-                store_to_block(place, reinterpret_cast<float*>(sh.exact) + i, rank, key);
-              }
-            });
+      cluster_wait(place);  // the others' shared memory is there to write to
+      // Where the keys lie takes divisions: a thread a key, rather than all lanes of each.
+      auto* const places = reinterpret_cast<std::int64_t*>(storage.listed);
+      const std::int32_t kv = head / ix.group_size;
+#pragma unroll 1
+      for (std::int32_t batch = from; batch < to; batch += kFinishThreads) {
+        const std::int32_t stop = min(batch + kFinishThreads, to);
+        if (batch + tid < stop) {
+          places[tid] = key_place(ix, p.encode.keys, block_table_row(step, b), st.slot, kv,
+                                  sh.shortlist()[batch + tid]);
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (std::int32_t first = batch; first < stop; first += groups * kKeysAtOnce) {
+          exact_scores<E, kPieces>(
+              ix, p.encode.keys, [&](std::int32_t i) { return sh.query()[i]; }, kv, p.wide, p.lanes,
+              groups, tid / p.lanes, first, stop, [&](std::int32_t i) { return places[i - batch]; },
+              [&](std::int32_t i, float score) {
+                const float key = bits_to_float(selection_key(score));
+                for (std::int32_t rank = 0; rank < place.blocks; ++rank) {
+                  store_to_block(place, reinterpret_cast<float*>(sh.exact()) + i, rank, key);
+                }
+              });
+        }
+        __syncthreads();  // the next batch's places
       }
       cluster_arrive(place);
       cluster_wait(place);
       heavy_count = min(ix.heavy_size, count);
-      best_ascending(
-          storage, sh.marks, [&](std::int32_t i) { return sh.exact[i]; },
-          [](std::int32_t i) { return i; }, count, heavy_count, count, sh.heavy);
-      for (std::int32_t i = tid; i < heavy_count; i += kFinishThreads) {
-        sh.heavy[i] = state.first + sh.shortlist[sh.heavy[i]];
+      if (heavy_count > 0) {
+        best_ascending(
+            storage, [&](std::int32_t i) { return sh.exact()[i]; }, count, heavy_count,
+            [&](std::int32_t i, std::int32_t item) { sh.heavy()[i] = sh.shortlist()[item]; });
       }
     } else {
       heavy_count = count;
-      for (std::int32_t i = tid; i < count; i += kFinishThreads) sh.heavy[i] += state.first;
     }
-    __syncthreads();
   }
 
   const List list = list_of(ix, state, heavy_count);
   const std::int32_t entries = (emit.max_list + place.blocks - 1) / place.blocks;
   const std::int32_t start = place.rank * entries;
-  emit_list(emit, list, sh.heavy, row, start, min(start + entries, emit.max_list));
+  emit_list(emit, list, sh.heavy(), row, start, min(start + entries, emit.max_list));
   if (emit.dense_weights != nullptr) {
     const std::int32_t share = (ix.max_seq_len + place.blocks - 1) / place.blocks;
     const std::int64_t first = static_cast<std::int64_t>(place.rank) * share;
     const std::int64_t most = ix.max_seq_len;
-    emit_dense(emit, list, sh.heavy, row, static_cast<std::int32_t>(min(first, most)),
+    emit_dense(emit, list, sh.heavy(), row, static_cast<std::int32_t>(min(first, most)),
                static_cast<std::int32_t>(min(first + share, most)));
   }
 }

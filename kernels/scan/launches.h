@@ -4,18 +4,20 @@
 #pragma once
 
 #include "backend.h"
+#include "encode/step_shape.h"
 #include "scan/plan.h"
 
 namespace quarry::cuda {
 
 struct ChunkParams {
-  IndexView index;
-  StepView step;
+  EncodeParams encode;
+  StepShape step_shape;
   QueryView queries;
   ScanPlan plan;
-  ScanSizes sizes;
-  std::int32_t* counts;   ///< [rows][chunks]
-  Candidate* candidates;  ///< [rows][chunks][capacity]
+  ScanLayout layout;
+  std::uint32_t* encoded;  ///< [B], as in ScanScratch: set to 0
+  std::int32_t* counts;    ///< [rows][chunks]
+  Candidate* candidates;   ///< [rows][chunks][capacity]
 };
 
 Status launch_chunks_16(const ChunkParams& p, const Launch& launch);

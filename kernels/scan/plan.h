@@ -12,7 +12,7 @@
 namespace quarry::cuda {
 
 constexpr int kScanThreads = 512;
-constexpr int kFinishThreads = 512;
+constexpr int kFinishThreads = 256;
 
 /// A candidate that a thread block passed on to its row's selection.
 struct Candidate {
@@ -57,49 +57,74 @@ QUARRY_HD inline std::int32_t scan_chunk(const ScanPlan& plan, std::int32_t rang
   return even < plan.chunk ? even : plan.chunk;
 }
 
-/// Bins of the histogram of sums, a head: coarser where more heads share a thread block.
-QUARRY_HD constexpr std::int32_t scan_bins(std::int32_t heads) { return 1024 / heads; }
+/// Bins of a head's histogram of sums. More would find the threshold more sharply than a row has
+/// candidates near it, and the whole cluster's are added up.
+constexpr std::int32_t kScanBins = 256;
 
 /// Up to this many candidates, for each one wanted, every sum is counted; of more, the largest
 /// of four neighbours.
 constexpr std::int32_t kCountedEach = 8;
 
-inline std::int64_t align16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
-
-/// Dynamic shared memory of a thread block. The code that counts it carves it (ChunkShared).
-struct ScanSizes {
-  std::int64_t tables, packed, ranges, queries, biases, packed_biases, sums, found, total;
+/// Dynamic shared memory of a thread block: where its parts begin, in bytes. The code that counts
+/// it places it; a kernel adds one number to find a part, where adding up sizes would take it
+/// more instructions than using the part.
+struct ScanLayout {
+  std::int32_t lut, tables, lows, highs, query, rotated, bias, packed_bias, kept, sums, found;
+  std::int32_t codebook;  ///< in the place of the sums, before them; -1: it is read where it lies
+  std::int32_t total;
 };
 
 /// Floats that rotating the query works in, where the sums go afterwards.
 constexpr std::int64_t kScanRotationFloats = 4096;
+/// A KV head's codebook is copied to shared memory, while the query is on its way, up to these
+/// bytes.
+constexpr std::int64_t kStagedCodebook = 32 * 1024;
 /// Of the exact search of a chunk, which takes the place of the sums too.
 constexpr std::int64_t kChunkSearchBytes = 16 * 1024;
 
-inline ScanSizes scan_sizes(const IndexView& ix, const ScanPlan& plan) {
-  ScanSizes s{};
+/// Bytes of a head's histogram; those of the heads come first of all.
+constexpr std::int32_t kScanBinBytes = kScanBins * 4;
+
+inline ScanLayout scan_layout(const IndexView& ix, const ScanPlan& plan) {
   const std::int64_t heads = plan.heads, m = ix.num_subspaces;
-  s.tables = align16(m * heads * plan.stride * 4);
-  s.packed = align16(m * heads * plan.stride * 2);
-  s.ranges = align16(2 * m * heads * 4);
-  s.queries = align16((ix.rotated ? 2 : 1) * heads * ix.head_dim * 4);
   const std::int64_t blocks = ix.block_size > 0 ? plan.chunk / ix.block_size + 2 : 0;
-  s.biases = align16(blocks * heads * 4);
-  s.packed_biases = align16(2 * blocks * heads * 2);
-  s.sums = align16(std::int64_t{plan.chunk} * heads * 2);
-  if (s.sums < kChunkSearchBytes) s.sums = kChunkSearchBytes;
-  s.found = align16(heads * plan.capacity * 2);
-  if (s.found < 4096) s.found = 4096;  // the cluster's histogram, before anything is found
-  s.total = s.tables + s.packed + s.ranges + s.queries + s.biases + s.packed_biases + s.sums +
-            s.found + 4096;
-  return s;
+  std::int64_t bytes = heads * kScanBinBytes;
+  const auto take = [&](std::int64_t count, std::int64_t size) {
+    const std::int64_t here = bytes;
+    bytes += (count * size + 15) / 16 * 16;
+    // A layout beyond what any device has is refused by its total.
+    return static_cast<std::int32_t>(here < kScanShared ? here : kScanShared);
+  };
+  ScanLayout at{};
+  at.lut = take(m * heads * plan.stride, 4);
+  at.tables = take(m * heads * plan.stride, 2);
+  at.lows = take(m * heads, 4);
+  at.highs = take(m * heads, 4);
+  at.query = take(heads * ix.head_dim, 4);
+  at.rotated = ix.rotated ? take(heads * ix.head_dim, 4) : at.query;
+  at.bias = take(blocks * heads, 4);
+  at.packed_bias = take(blocks * heads, 2);
+  at.kept = take(blocks * heads, 2);
+  std::int64_t sums = std::int64_t{plan.chunk} * heads * 2;
+  if (sums < kChunkSearchBytes) sums = kChunkSearchBytes;
+  const std::int64_t rotation = ix.rotated ? kScanRotationFloats * 4 : 0;
+  const std::int64_t codebook = ((m * ix.dcent) << ix.bits) * 4;
+  const bool staged = codebook <= kStagedCodebook && codebook % 16 == 0;  // copied by 16 bytes
+  if (staged && sums < rotation + codebook) sums = rotation + codebook;
+  at.sums = take(sums, 1);
+  at.codebook = staged ? static_cast<std::int32_t>(at.sums + rotation) : -1;
+  // The cluster's histogram lies where candidates go, before anything is found.
+  const std::int64_t found = heads * plan.capacity * 2, bins = heads * kScanBinBytes;
+  at.found = take(found < bins ? bins : found, 1);
+  at.total = static_cast<std::int32_t>(bytes < 2 * kScanShared ? bytes : 2 * kScanShared);
+  return at;
 }
 
 inline ScanPlan scan_plan(const IndexView& ix, std::int32_t batch_size, std::int32_t query_tokens) {
   ScanPlan plan{};
   plan.select = ix.refine_factor * ix.heavy_size;
   plan.stride = ix.bits <= 4 ? 16 : ix.bits <= 6 ? 64 : 256;
-  plan.capacity = plan.select * 3 / 2 + 512;
+  plan.capacity = plan.select + 512;
   plan.block_shift = -1;
   if (ix.block_size > 0 && (ix.block_size & (ix.block_size - 1)) == 0) {
     plan.block_shift = 0;
@@ -110,7 +135,7 @@ inline ScanPlan scan_plan(const IndexView& ix, std::int32_t batch_size, std::int
   plan.heads = ix.tile < 4 ? 1 : ix.group_size > 2 ? 4 : ix.group_size > 1 ? 2 : 1;
   for (;; plan.heads /= 2) {
     plan.chunk = kLeastScanChunk;
-    if (plan.heads == 1 || scan_sizes(ix, plan).total <= kScanShared) break;
+    if (plan.heads == 1 || scan_layout(ix, plan).total <= kScanShared) break;
   }
   plan.head_groups = (ix.group_size + plan.heads - 1) / plan.heads;
   const std::int64_t groups =
@@ -122,7 +147,7 @@ inline ScanPlan scan_plan(const IndexView& ix, std::int32_t batch_size, std::int
   const std::int64_t most = kSumBytes / (2 * plan.heads);
   chunk = chunk < kLeastScanChunk ? kLeastScanChunk : chunk < most ? chunk : most;
   plan.chunk = static_cast<std::int32_t>(chunk);
-  while (plan.chunk > kLeastScanChunk && scan_sizes(ix, plan).total > kScanShared) {
+  while (plan.chunk > kLeastScanChunk && scan_layout(ix, plan).total > kScanShared) {
     plan.chunk -= 128;
   }
   plan.chunks = (ix.max_seq_len + plan.chunk - 1) / plan.chunk;
@@ -134,22 +159,27 @@ inline ScanPlan scan_plan(const IndexView& ix, std::int32_t batch_size, std::int
 
 inline bool plan_serves(const IndexView& ix) {
   const ScanPlan plan = scan_plan(ix, 1, 1);  // a single row has the most chunks
-  return plan.chunks <= kMostScanChunks && scan_sizes(ix, plan).total <= kScanShared;
+  return plan.chunks <= kMostScanChunks && scan_layout(ix, plan).total <= kScanShared;
 }
 
 /// Scratch of a call. The code that counts it carves it.
 struct ScanScratch {
-  std::int32_t* counts;   ///< [rows][chunks]: candidates passed on
-  Candidate* candidates;  ///< [rows][chunks][capacity]
+  std::uint32_t* encoded;  ///< [B]: thread blocks that have encoded their share
+  std::int32_t* counts;    ///< [rows][chunks]: candidates passed on
+  Candidate* candidates;   ///< [rows][chunks][capacity]
   std::int64_t bytes;
 
-  ScanScratch(void* base, const ScanPlan& plan, std::int64_t rows) {
+  ScanScratch(void* base, const ScanPlan& plan, std::int64_t batch_size, std::int64_t rows) {
+    bytes = 0;
+    const auto take = [&](std::int64_t count, std::size_t size) {
+      void* const here = base == nullptr ? nullptr : static_cast<char*>(base) + bytes;
+      bytes += (count * static_cast<std::int64_t>(size) + 255) / 256 * 256;
+      return here;
+    };
     const std::int64_t segments = rows * plan.chunks;
-    const std::int64_t counted = (segments * 4 + 255) / 256 * 256;
-    bytes = counted + segments * plan.capacity * static_cast<std::int64_t>(sizeof(Candidate));
-    counts = static_cast<std::int32_t*>(base);
-    candidates = base == nullptr ? nullptr
-                                 : reinterpret_cast<Candidate*>(static_cast<char*>(base) + counted);
+    encoded = static_cast<std::uint32_t*>(take(batch_size, 4));
+    counts = static_cast<std::int32_t*>(take(segments, 4));
+    candidates = static_cast<Candidate*>(take(segments * plan.capacity, sizeof(Candidate)));
   }
 };
 

@@ -102,72 +102,75 @@ QUARRY_HD inline std::uint32_t scan_field(float value, float low, float scale) {
   return a > 0.0f ? static_cast<std::uint32_t>(a < 32767.0f ? a + 0.5f : 32767.0f) : 0u;
 }
 
-/// lows[s * kHeads + h] and highs: the spread of each table, as selection keys. By all warps.
-template <int kHeads, int kStride>
-__device__ __forceinline__ void table_ranges(const IndexView& ix, const float* lut,
-                                             std::uint32_t* lows, std::uint32_t* highs) {
-  constexpr unsigned kAll = 0xffffffffu;
-  const auto lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  for (int i = warp; i < ix.num_subspaces * kHeads; i += static_cast<int>(blockDim.x) / 32) {
-    std::uint32_t low = 0xffffffffu, high = 0;
-    for (int c = lane; c < ix.ksub; c += 32) {
-      const std::uint32_t key = selection_key(lut[i * kStride + c]);
-      low = min(low, key);
-      high = max(high, key);
-    }
-    low = __reduce_min_sync(kAll, low);
-    high = __reduce_max_sync(kAll, high);
-    if (lane == 0) {
-      lows[i] = low;
-      highs[i] = high;
-    }
-  }
+/// A table's entry into what its table spans, as selection keys: lows[s * kHeads + h], from all
+/// ones, and highs, from 0. All threads of a warp that have entries of subspace s call it at once.
+template <int kHeads>
+__device__ __forceinline__ void widen_range(const IndexView& ix, int s, int h, float entry,
+                                            std::uint32_t* lows, std::uint32_t* highs) {
+  const auto lane = static_cast<int>(threadIdx.x) % 32, lanes = min(ix.ksub, 32);
+  const unsigned mask = lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1u) << (lane & -lanes);
+  const std::uint32_t key = selection_key(entry);
+  const std::uint32_t low = __reduce_min_sync(mask, key), high = __reduce_max_sync(mask, key);
+  if ((lane & (lanes - 1)) != 0) return;
+  atomicMin(lows + s * kHeads + h, low);
+  atomicMax(highs + s * kHeads + h, high);
 }
 
 /// scales[h] from the ranges and from what the biases of each of the cluster's blocks span,
-/// [cluster][2][kHeads] (low, high; high 0: none); bias_lows[h] too. Warp h takes head h.
+/// [cluster][2][kHeads] (low, high; high 0: none; cluster 0: no biases); bias_lows[h] too. Every
+/// warp makes all of them for itself.
 template <int kHeads>
 __device__ __forceinline__ void make_scales(const IndexView& ix, const std::uint32_t* lows,
                                             const std::uint32_t* highs,
                                             const std::uint32_t* bias_ranges, int cluster,
-                                            ScanScale* scales, float* bias_lows) {
+                                            ScanScale (&scales)[kHeads],
+                                            float (&bias_lows)[kHeads]) {
   constexpr unsigned kAll = 0xffffffffu;
-  const auto lane = static_cast<int>(threadIdx.x) % 32, h = static_cast<int>(threadIdx.x) / 32;
-  if (h >= kHeads) return;
-  const bool one = lane < cluster;
-  const std::uint32_t* own = bias_ranges + (one ? lane : 0) * 2 * kHeads + h;
-  const std::uint32_t low = __reduce_min_sync(kAll, own[0]);
-  const std::uint32_t high = __reduce_max_sync(kAll, own[kHeads]);
-  const float bias_low = high == 0 ? 0.0f : score_of_key(low);
-  const float bias_high = high == 0 ? 0.0f : score_of_key(high);
-  float base = 0.0f, range = 0.0f, magnitude = 0.0f;
-  for (int s = lane; s < ix.num_subspaces; s += 32) {
-    const float a = score_of_key(lows[s * kHeads + h]), b = score_of_key(highs[s * kHeads + h]);
-    base += a;
-    range += b - a;
-    magnitude += fmaxf(fabsf(a), fabsf(b));
-    if (a != a) range = a;  // fmaxf passes NaN over
-  }
+  const auto lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) {
-    base += __shfl_xor_sync(kAll, base, apart);
-    range += __shfl_xor_sync(kAll, range, apart);
-    magnitude += __shfl_xor_sync(kAll, magnitude, apart);
+  for (int h = 0; h < kHeads; ++h) {
+    float bias_low = 0.0f, bias_high = 0.0f;
+    if (cluster > 0) {
+      const std::uint32_t* own = bias_ranges + lane * 2 * kHeads + h;
+      const std::uint32_t low = __reduce_min_sync(kAll, lane < cluster ? own[0] : 0xffffffffu);
+      const std::uint32_t high = __reduce_max_sync(kAll, lane < cluster ? own[kHeads] : 0u);
+      if (high != 0) bias_low = score_of_key(low), bias_high = score_of_key(high);
+    }
+    float base = 0.0f, range = 0.0f, magnitude = 0.0f;
+    for (int s = lane; s < ix.num_subspaces; s += 32) {
+      const float a = score_of_key(lows[s * kHeads + h]), b = score_of_key(highs[s * kHeads + h]);
+      base += a;
+      range += b - a;
+      magnitude += fmaxf(fabsf(a), fabsf(b));
+      if (a != a) range = a;  // fmaxf passes NaN over
+    }
+    for (int apart = 16; apart > 0; apart /= 2) {
+      if (apart >= ix.num_subspaces) continue;  // those lanes have nothing
+      base += __shfl_xor_sync(kAll, base, apart);
+      range += __shfl_xor_sync(kAll, range, apart);
+      magnitude += __shfl_xor_sync(kAll, magnitude, apart);
+    }
+    // Lanes past the subspaces have sums of their own.
+    base = __shfl_sync(kAll, base, 0);
+    range = __shfl_sync(kAll, range, 0);
+    magnitude = __shfl_sync(kAll, magnitude, 0);
+    scales[h] = scan_scale(base + bias_low, range + (bias_high - bias_low),
+                           magnitude + fmaxf(fabsf(bias_low), fabsf(bias_high)), ix.num_subspaces);
+    bias_lows[h] = bias_low;
   }
-  if (lane != 0) return;
-  scales[h] = scan_scale(base + bias_low, range + (bias_high - bias_low),
-                         magnitude + fmaxf(fabsf(bias_low), fabsf(bias_high)), ix.num_subspaces);
-  bias_lows[h] = bias_low;
 }
 
 /// Tables [m][kStride] and biases [blocks] of packed entries; kept[block]: all ones in the
 /// fields of heads whose bias is a number, since a NaN bias makes no score that counts. By all
 /// threads.
 template <int kHeads, int kStride>
-__device__ __forceinline__ void pack_tables(
-    const IndexView& ix, const float* lut, const std::uint32_t* lows, const float* bias, int blocks,
-    const ScanScale* scales, const float* bias_lows, typename Packed<kHeads>::Entry* tables,
-    typename Packed<kHeads>::Entry* packed_bias, typename Packed<kHeads>::Entry* kept) {
+__device__ __forceinline__ void pack_tables(const IndexView& ix, const float* lut,
+                                            const std::uint32_t* lows, const float* bias,
+                                            int blocks, const ScanScale (&scales)[kHeads],
+                                            const float (&bias_lows)[kHeads],
+                                            typename Packed<kHeads>::Entry* tables,
+                                            typename Packed<kHeads>::Entry* packed_bias,
+                                            typename Packed<kHeads>::Entry* kept) {
   std::uint32_t field[kHeads];
   for (auto e = static_cast<int>(threadIdx.x); e < ix.num_subspaces << ix.bits;
        e += static_cast<int>(blockDim.x)) {

@@ -8,6 +8,10 @@
 
 namespace quarry::cuda {
 
+/// A sum's low bits that its bin leaves out.
+constexpr int kBinShift = 7;
+static_assert(kScanBins << kBinShift == 1 << 15);
+
 template <int kHeads>
 using Sums = std::uint32_t[kKeys][Packed<kHeads>::kWords];
 
@@ -49,32 +53,45 @@ __device__ __forceinline__ void load_sums(const uint2* from, Sums<4>& acc) {
   acc[2][0] = b.x, acc[2][1] = b.y, acc[3][0] = b.z, acc[3][1] = b.w;
 }
 
-/// Adds the packed entries of four neighbouring keys, whose code words `read` brings.
+/// Code words in flight: of a position's bytes, those that are loaded together.
+template <int kStride>
+constexpr int kCodeBatch = kStride == 16 ? 8 : 4;
+
+/// Code bytes from, from + 1, .. of four neighbouring keys, as far as there are.
+template <int kStride, typename Reader>
+__device__ __forceinline__ void load_codes(const IndexView& ix, const Reader& read,
+                                           std::int32_t from,
+                                           std::uint32_t (&word)[kCodeBatch<kStride>]) {
+#pragma unroll
+  for (int u = 0; u < kCodeBatch<kStride>; ++u) {
+    if (from + u < ix.code_bytes) word[u] = read(from + u);
+  }
+}
+
+/// Adds the packed entries of four neighbouring keys. `word`: their first code words, as
+/// load_codes() brings them; `read` brings the others.
 template <int kHeads, int kStride, typename Reader>
 __device__ __forceinline__ void add_packed(const IndexView& ix,
                                            const typename Packed<kHeads>::Entry* tables,
-                                           const Reader& read, Sums<kHeads>& acc) {
+                                           const Reader& read,
+                                           std::uint32_t (&word)[kCodeBatch<kStride>],
+                                           Sums<kHeads>& acc) {
   using Entry = typename Packed<kHeads>::Entry;
   constexpr int kLog2 = kHeads == 1 ? 1 : kHeads == 2 ? 2 : 3;  // of an entry's bytes
-  constexpr int kBatch = 4;                                     // code words in flight
+  constexpr int kBatch = kCodeBatch<kStride>;
   constexpr int kByte = kStride == 16 ? 2 * kStride : kStride;  // entries a code byte chooses from
-  const auto add_entries = [&](const Entry* table, std::uint32_t word, int from) {
+  const auto add_entries = [&](const Entry* table, std::uint32_t code, int from) {
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
       // The code times an entry's bytes: one shift and one mask a lookup, whatever kHeads.
       const int shift = 8 * k + from - kLog2;
       const std::uint32_t byte =
-          (shift < 0 ? word << -shift : word >> shift) & ((kStride - 1u) << kLog2);
+          (shift < 0 ? code << -shift : code >> shift) & ((kStride - 1u) << kLog2);
       add(acc[k], *reinterpret_cast<const Entry*>(reinterpret_cast<const char*>(table) + byte));
     }
   };
 #pragma unroll 1
-  for (std::int32_t i = 0; i < ix.code_bytes; i += kBatch, tables += kBatch * kByte) {
-    std::uint32_t word[kBatch];
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      if (i + u < ix.code_bytes) word[u] = read(i + u);
-    }
+  for (std::int32_t i = 0;; tables += kBatch * kByte) {
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
       if (i + u >= ix.code_bytes) break;
@@ -83,27 +100,27 @@ __device__ __forceinline__ void add_packed(const IndexView& ix,
         add_entries(tables + u * kByte + kStride, word[u], 4);
       }
     }
+    i += kBatch;
+    if (i >= ix.code_bytes) break;
+    load_codes<kStride>(ix, read, i, word);
   }
 }
 
-/// Counts four keys' sums, or the largest of them, in the heads' histograms.
+/// Counts four keys' sums, or the largest of them, in the heads' histograms. Sums of 0 of keys that
+/// are none change no threshold: below the lowest bin there is nothing.
 template <int kHeads>
-__device__ __forceinline__ void count_sums(const Sums<kHeads>& acc, std::int32_t first,
-                                           std::int32_t end, bool each, std::uint32_t* bins) {
-  constexpr int kBins = scan_bins(kHeads), kShift = kHeads == 1 ? 5 : kHeads == 2 ? 6 : 7;
-  static_assert(kBins << kShift == 1 << 15);
+__device__ __forceinline__ void count_sums(const Sums<kHeads>& acc, bool each,
+                                           std::uint32_t* bins) {
   const auto count = [&](const std::uint32_t(&sum)[Packed<kHeads>::kWords]) {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      const std::uint32_t bin = sum[h / 2] >> (h % 2 * 16 + kShift) & (kBins - 1u);
-      atomicAdd(bins + h * kBins + bin, 1u);
+      const std::uint32_t bin = sum[h / 2] >> (h % 2 * 16 + kBinShift) & (kScanBins - 1u);
+      atomicAdd(bins + h * kScanBins + bin, 1u);
     }
   };
   if (each) {
 #pragma unroll
-    for (int k = 0; k < kKeys; ++k) {
-      if (k >= first && k < end) count(acc[k]);
-    }
+    for (int k = 0; k < kKeys; ++k) count(acc[k]);
     return;
   }
   std::uint32_t most[Packed<kHeads>::kWords];
@@ -114,17 +131,27 @@ __device__ __forceinline__ void count_sums(const Sums<kHeads>& acc, std::int32_t
   count(most);
 }
 
+/// Zeros for those of the four keys from `at` on that are not in [low, high).
+template <int kHeads>
+__device__ __forceinline__ void clear_outside(Sums<kHeads>& acc, std::int32_t at, std::int32_t low,
+                                              std::int32_t high) {
+  if (at >= low && at + kKeys <= high) return;
+#pragma unroll
+  for (int k = 0; k < kKeys; ++k) {
+    if (at + k >= low && at + k < high) continue;
+#pragma unroll
+    for (int w = 0; w < Packed<kHeads>::kWords; ++w) acc[k][w] = 0;
+  }
+}
+
 /// thresholds[h]: packed sums of at least this can be among the best `rank` of what `bins`
-/// [kHeads][scan_bins(kHeads)] counted. Warp h takes head h.
+/// [kHeads][kScanBins] counted. Warp h takes head h.
 template <int kHeads>
 __device__ __forceinline__ void find_thresholds(const std::uint32_t* bins, std::uint32_t rank,
-                                                const ScanScale* scales,
+                                                const ScanScale (&scales)[kHeads],
                                                 std::uint32_t* thresholds) {
   constexpr unsigned kAll = 0xffffffffu;
-  constexpr int kBins = scan_bins(kHeads), kEach = kBins / 32,
-                kShift = 15 - (kHeads == 1   ? 10
-                               : kHeads == 2 ? 9
-                                             : 8);
+  constexpr int kBins = kScanBins, kEach = kBins / 32;
   const auto lane = static_cast<int>(threadIdx.x) % 32, h = static_cast<int>(threadIdx.x) / 32;
   if (h >= kHeads) return;
   const std::uint32_t* own = bins + h * kBins;
@@ -150,45 +177,103 @@ __device__ __forceinline__ void find_thresholds(const std::uint32_t* bins, std::
     const std::uint32_t in_bins = above + sum_upto(lane < kEach ? own[bin] : 0u);
     const unsigned enough = __ballot_sync(kAll, in_bins >= rank);
     least = static_cast<std::uint32_t>(kBins - of * kEach - __ffs(static_cast<int>(enough)))
-            << kShift;
+            << kBinShift;
   }
-  if (lane == 0) thresholds[h] = scan_threshold(scales[h], least);
+#pragma unroll
+  for (int of = 0; of < kHeads; ++of) {  // registers have no address
+    if (of == h && lane == 0) thresholds[h] = scan_threshold(scales[of], least);
+  }
 }
 
-/// Collects the keys whose sums reach the thresholds: bit 15 once `reach` (2^15 less the
-/// threshold, a field a head) is added.
+/// Counts of a warp's hits, a field a head.
+template <int kHeads>
+using WarpCounts = std::uint32_t[kScanThreads / 32][Packed<kHeads>::kWords];
+
+/// Collects the keys whose sums reach the thresholds, ascending: bit 15 once `reach` (2^15 less the
+/// threshold, a field a head) is added. counts[h]: how many there are, those that `found`
+/// [kHeads][capacity] has no room for too. Every thread looks at neighbouring keys, and so begins
+/// where those before it end. All threads call it; a barrier must follow.
 template <int kHeads>
 __device__ __forceinline__ void collect(const typename Packed<kHeads>::Entry* sums,
                                         std::int32_t first, std::int32_t end,
                                         const std::uint32_t (&reach)[Packed<kHeads>::kWords],
-                                        std::int32_t capacity, std::uint16_t* found,
-                                        std::int32_t* counts) {
-#pragma unroll 1
-  for (std::int32_t at = static_cast<std::int32_t>(threadIdx.x) * kKeys; at < end;
-       at += static_cast<std::int32_t>(blockDim.x) * kKeys) {
-    Sums<kHeads> acc;
-    load_sums(sums + at, acc);
+                                        std::int32_t capacity, WarpCounts<kHeads>& warp_counts,
+                                        std::uint16_t* found, std::int32_t* counts) {
+  constexpr unsigned kAll = 0xffffffffu;
+  constexpr int kWords = Packed<kHeads>::kWords, kWarps = kScanThreads / 32;
+  const auto tid = static_cast<std::int32_t>(threadIdx.x), lane = tid % 32, warp = tid / 32;
+  // An odd number of quads each: neighbouring threads' fall into distinct banks.
+  const std::int32_t quads = (end + kKeys - 1) / kKeys;
+  const std::int32_t each = (quads + kScanThreads - 1) / kScanThreads | 1;
+  const std::int32_t from = min(tid * each, quads), to = min(from + each, quads);
+  // One in the fields of heads whose threshold a key reaches; false: none does.
+  const auto hits = [&](std::int32_t quad, Sums<kHeads>& hit) {
+    load_sums(sums + quad * kKeys, hit);
+    const std::int32_t before = first - quad * kKeys, count = end - quad * kKeys;
     std::uint32_t any = 0;
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
 #pragma unroll
-      for (int w = 0; w < Packed<kHeads>::kWords; ++w) any |= acc[k][w] += reach[w];
+      for (int w = 0; w < kWords; ++w) any |= hit[k][w] += reach[w];
     }
-    if ((any & 0x80008000u) == 0) continue;
-    std::uint32_t bits = 0;  // 4 k + h
+    if ((any & 0x80008000u) == 0) return false;
 #pragma unroll
     for (int k = 0; k < kKeys; ++k) {
-      if (at + k < first || at + k >= end) continue;
 #pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        bits |= (acc[k][h / 2] >> (h % 2 * 16 + 15) & 1u) << (4 * k + h);
+      for (int w = 0; w < kWords; ++w) {
+        hit[k][w] = k >= before && k < count ? hit[k][w] >> 15 & 0x00010001u : 0u;
       }
     }
+    return true;
+  };
+  std::uint32_t own[kWords] = {};
 #pragma unroll 1
-    for (; bits != 0; bits &= bits - 1) {
-      const int bit = __ffs(static_cast<int>(bits)) - 1, h = bit & 3;
-      const std::int32_t i = atomicAdd(counts + h, 1);
-      if (i < capacity) found[h * capacity + i] = static_cast<std::uint16_t>(at + bit / 4);
+  for (std::int32_t quad = from; quad < to; ++quad) {
+    Sums<kHeads> hit;
+    if (!hits(quad, hit)) continue;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) own[w] += hit[0][w] + hit[1][w] + hit[2][w] + hit[3][w];
+  }
+  std::uint32_t upto[kWords];
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    upto[w] = own[w];
+#pragma unroll
+    for (int apart = 1; apart < 32; apart *= 2) {
+      const std::uint32_t other = __shfl_up_sync(kAll, upto[w], apart);
+      if (lane >= apart) upto[w] += other;
+    }
+    if (lane == 31) warp_counts[warp][w] = upto[w];
+  }
+  __syncthreads();
+  std::uint32_t next[kWords];  // where this thread's hits go
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    const std::uint32_t of_warp = lane < kWarps ? warp_counts[lane][w] : 0;
+    const std::uint32_t before = __reduce_add_sync(kAll, lane < warp ? of_warp : 0);
+    const std::uint32_t all = __reduce_add_sync(kAll, of_warp);
+    next[w] = before + upto[w] - own[w];
+    if (tid == 0) {
+      counts[2 * w] = static_cast<std::int32_t>(all & 0xffffu);
+      if (kHeads > 1) counts[2 * w + 1] = static_cast<std::int32_t>(all >> 16);
+    }
+  }
+  std::uint32_t any = own[0];
+  if (kWords > 1) any |= own[kWords - 1];
+  if (any == 0) return;
+#pragma unroll 1
+  for (std::int32_t quad = from; quad < to; ++quad) {
+    Sums<kHeads> hit;
+    if (!hits(quad, hit)) continue;
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        if ((hit[k][h / 2] >> h % 2 * 16 & 1u) == 0) continue;
+        const auto i = static_cast<std::int32_t>(next[h / 2] >> h % 2 * 16 & 0xffffu);
+        next[h / 2] += 1u << h % 2 * 16;
+        if (i < capacity) found[h * capacity + i] = static_cast<std::uint16_t>(quad * kKeys + k);
+      }
     }
   }
 }

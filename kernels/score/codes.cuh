@@ -52,4 +52,15 @@ struct CodeReader {
   }
 };
 
+/// The same for four keys whose codes begin at `codes`, in one tile.
+struct CodeRun {
+  const std::uint8_t* codes;
+  std::int32_t tile;
+
+  __device__ __forceinline__ std::uint32_t operator()(std::int32_t byte) const {
+    return __ldg(
+        reinterpret_cast<const std::uint32_t*>(codes + static_cast<std::int64_t>(byte) * tile));
+  }
+};
+
 }  // namespace quarry::cuda

@@ -43,8 +43,8 @@ __device__ __forceinline__ void load_queries(const QueryView& queries, std::int3
 
 /// acc[h] = fma chain over ascending i < count, acc[h] first, of x[h * x_stride + i] and
 /// column[i * step]. The loads of kAhead steps are in flight together: the column comes from
-/// L2 and its latency, not its bytes, is what this costs.
-template <int kHeads, int kAhead>
+/// L2 and its latency, not its bytes, is what this costs. kFours: x is read four at a time.
+template <int kHeads, int kAhead, bool kFours>
 __device__ __forceinline__ std::int32_t chain_steps(const float* __restrict__ column,
                                                     std::int32_t step, const float* x,
                                                     std::int32_t x_stride, std::int32_t from,
@@ -56,14 +56,25 @@ __device__ __forceinline__ std::int32_t chain_steps(const float* __restrict__ co
 #pragma unroll
     for (int u = 0; u < kAhead; ++u, at += step) v[u] = __ldg(at);
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
+    for (int u = 0; u < kAhead; u += kFours ? 4 : 1) {
 #pragma unroll
-      for (int h = 0; h < kHeads; ++h) acc[h] = fmaf(x[h * x_stride + from + u], v[u], acc[h]);
+      for (int h = 0; h < kHeads; ++h) {
+        if constexpr (kFours) {
+          const float4 q = *reinterpret_cast<const float4*>(x + h * x_stride + from + u);
+          acc[h] = fmaf(q.x, v[u], acc[h]);
+          acc[h] = fmaf(q.y, v[u + 1], acc[h]);
+          acc[h] = fmaf(q.z, v[u + 2], acc[h]);
+          acc[h] = fmaf(q.w, v[u + 3], acc[h]);
+        } else {
+          acc[h] = fmaf(x[h * x_stride + from + u], v[u], acc[h]);
+        }
+      }
     }
   }
   return from;
 }
 
+/// x_stride is a multiple of four, x aligned to as much where count is one.
 template <int kHeads>
 __device__ __forceinline__ void dot_column(const float* __restrict__ column, std::int32_t step,
                                            const float* x, std::int32_t x_stride,
@@ -71,9 +82,14 @@ __device__ __forceinline__ void dot_column(const float* __restrict__ column, std
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) acc[h] = 0.0f;
   constexpr int kAhead = kHeads == 1 ? 32 : 16;
-  std::int32_t i = chain_steps<kHeads, kAhead>(column, step, x, x_stride, 0, count, acc);
-  i = chain_steps<kHeads, 8>(column, step, x, x_stride, i, count, acc);
-  chain_steps<kHeads, 1>(column, step, x, x_stride, i, count, acc);
+  if (count % 4 == 0) {
+    std::int32_t i = chain_steps<kHeads, kAhead, true>(column, step, x, x_stride, 0, count, acc);
+    i = chain_steps<kHeads, 8, true>(column, step, x, x_stride, i, count, acc);
+    chain_steps<kHeads, 4, true>(column, step, x, x_stride, i, count, acc);
+  } else {
+    const std::int32_t i = chain_steps<kHeads, 8, false>(column, step, x, x_stride, 0, count, acc);
+    chain_steps<kHeads, 1, false>(column, step, x, x_stride, i, count, acc);
+  }
 }
 
 /// A thread block's place in its cluster. Clusters came with compute capability 9.0; without
@@ -97,6 +113,14 @@ __device__ __forceinline__ ClusterPlace cluster_place() {
 __device__ __forceinline__ void cluster_arrive(const ClusterPlace& place) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if (place.blocks > 1) cooperative_groups::this_cluster().barrier_arrive();
+#endif
+}
+
+/// The same where there is nothing to be seen of what this block wrote: it does not wait for its
+/// own memory operations first. Threads of a warp may come one by one.
+__device__ __forceinline__ void cluster_arrive_relaxed(const ClusterPlace& place) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (place.blocks > 1) asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
 }
 
@@ -141,38 +165,55 @@ __device__ __forceinline__ void rotate_queries(const ClusterPlace& place,
                                                const float* q, float* work, float* out) {
   const std::int32_t columns = d / place.blocks;
   const std::int32_t first = place.rank * columns;
-  const std::int32_t rows = kRotationFloats / columns;
+  const std::int32_t rows = kRotationFloats / columns & ~3;
   const auto tid = static_cast<std::int32_t>(threadIdx.x);
-  float acc[kHeads];
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) acc[h] = 0.0f;
+  const auto threads = static_cast<std::int32_t>(blockDim.x);
+  // A thread a head and column; all heads at once, unless there are too many columns.
+  const std::int32_t at_once = min(kHeads, threads / columns);
+  const std::int32_t own = tid / columns, column = tid - own * columns;
 #pragma unroll 1
-  for (std::int32_t from = 0; from < d; from += rows) {
-    const std::int32_t stop = min(from + rows, d);
-    if (from > 0) __syncthreads();  // the last rows are used up
+  for (std::int32_t head = 0; head < kHeads; head += at_once) {
+    const std::int32_t h = head + own;
+    const bool works = own < at_once && h < kHeads;
+    const float* const x = q + (works ? h : 0) * d;
+    float acc = 0.0f;
+#pragma unroll 1
+    for (std::int32_t from = 0; from < d; from += rows) {
+      const std::int32_t stop = min(from + rows, d);
+      if (head + from > 0) __syncthreads();  // the last rows are used up
+      const float* const part = rotation + std::int64_t{from} * d + first;
+      if (columns % 4 == 0) {
+        const std::int32_t quads = columns / 4;
+#pragma unroll 2
+        for (std::int32_t i = tid; i < (stop - from) * quads; i += threads) {
+          const std::int32_t row = i / quads;
+          reinterpret_cast<float4*>(work)[i] =
+              __ldg(reinterpret_cast<const float4*>(part + row * d) + (i - row * quads));
+        }
+      } else {
+#pragma unroll 1
+        for (std::int32_t i = tid; i < (stop - from) * columns; i += threads) {
+          const std::int32_t row = i / columns;
+          work[i] = __ldg(part + row * d + (i - row * columns));
+        }
+      }
+      __syncthreads();
+      if (!works) continue;
+        // `from`, `stop` and d are multiples of four.
 #pragma unroll 4
-    for (std::int32_t i = tid; i < (stop - from) * columns;
-         i += static_cast<std::int32_t>(blockDim.x)) {
-      const std::int32_t row = i / columns;
-      work[i] = __ldg(rotation + (from + row) * d + first + (i - row * columns));
-    }
-    __syncthreads();
-    if (tid < columns) {
-#pragma unroll 8
-      for (std::int32_t i = from; i < stop; ++i) {
-        const float x = work[(i - from) * columns + tid];
-#pragma unroll
-        for (int h = 0; h < kHeads; ++h) acc[h] = fmaf(q[h * d + i], x, acc[h]);
+      for (std::int32_t i = from; i < stop; i += 4) {
+        const float4 v = *reinterpret_cast<const float4*>(x + i);
+        const float* const w = work + (i - from) * columns + column;
+        acc = fmaf(v.x, w[0], acc);
+        acc = fmaf(v.y, w[columns], acc);
+        acc = fmaf(v.z, w[2 * columns], acc);
+        acc = fmaf(v.w, w[3 * columns], acc);
       }
     }
-  }
-  cluster_wait(place);
-  if (tid < columns) {
+    if (head == 0) cluster_wait(place);
+    if (!works) continue;
     for (std::int32_t rank = 0; rank < place.blocks; ++rank) {
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        store_to_block(place, out + h * d + first + tid, rank, acc[h]);
-      }
+      store_to_block(place, out + h * d + first + column, rank, acc);
     }
   }
   cluster_arrive(place);
@@ -182,10 +223,11 @@ __device__ __forceinline__ void rotate_queries(const ClusterPlace& place,
 /// lut[(s * kHeads + h) * kStride + c] = q[h] . centroid c of subspace s, over its first dsub
 /// coordinates. `codebook` is one KV head's [m][dcent][ksub]: neighbouring threads read
 /// neighbouring centroids. kStride >= ksub keeps a head's table at a constant offset, and a
-/// table of at most 32 entries free of bank conflicts whatever the codes.
-template <int kHeads, int kStride>
+/// table of at most 32 entries free of bank conflicts whatever the codes. made(s, h, entry) is
+/// called for every entry, by all threads of a warp that make entries of subspace s at once.
+template <int kHeads, int kStride, typename Made>
 __device__ __forceinline__ void build_luts(const IndexView& ix, const float* __restrict__ codebook,
-                                           const float* q, float* lut) {
+                                           const float* q, float* lut, Made made) {
 #pragma unroll 1
   for (std::int32_t e = threadIdx.x; e < ix.num_subspaces << ix.bits; e += blockDim.x) {
     const std::int32_t s = e >> ix.bits;
@@ -194,7 +236,49 @@ __device__ __forceinline__ void build_luts(const IndexView& ix, const float* __r
     dot_column<kHeads>(codebook + static_cast<std::int64_t>(s) * ix.dcent * ix.ksub + c, ix.ksub,
                        q + s * ix.dsub, ix.head_dim, ix.dsub, acc);
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) lut[(s * kHeads + h) * kStride + c] = acc[h];
+    for (int h = 0; h < kHeads; ++h) {
+      lut[(s * kHeads + h) * kStride + c] = acc[h];
+      made(s, h, acc[h]);
+    }
+  }
+}
+
+/// The same from a copy of the codebook in shared memory, bit for bit.
+template <int kHeads, int kStride, typename Made>
+__device__ __forceinline__ void build_luts_staged(const IndexView& ix, const float* codebook,
+                                                  const float* q, float* lut, Made made) {
+  const std::int32_t ksub = ix.ksub;
+#pragma unroll 1
+  for (std::int32_t e = threadIdx.x; e < ix.num_subspaces << ix.bits; e += blockDim.x) {
+    const std::int32_t s = e >> ix.bits, c = e & (ksub - 1);
+    const float* column = codebook + s * ix.dcent * ksub + c;
+    const float* const x = q + s * ix.dsub;
+    float acc[kHeads] = {};
+    if (ix.dsub % 4 == 0) {
+#pragma unroll 4
+      for (std::int32_t i = 0; i < ix.dsub; i += 4, column += 4 * ksub) {
+        const float v[4] = {column[0], column[ksub], column[2 * ksub], column[3 * ksub]};
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          const float4 u = *reinterpret_cast<const float4*>(x + h * ix.head_dim + i);
+          acc[h] = fmaf(u.x, v[0], acc[h]);
+          acc[h] = fmaf(u.y, v[1], acc[h]);
+          acc[h] = fmaf(u.z, v[2], acc[h]);
+          acc[h] = fmaf(u.w, v[3], acc[h]);
+        }
+      }
+    } else {
+#pragma unroll 1
+      for (std::int32_t i = 0; i < ix.dsub; ++i, column += ksub) {
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) acc[h] = fmaf(x[h * ix.head_dim + i], *column, acc[h]);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      lut[(s * kHeads + h) * kStride + c] = acc[h];
+      made(s, h, acc[h]);
+    }
   }
 }
 

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, kHeads == 8 || !kVector ? 1 : 2)
     table_query = q + kHeads * d;
     if (idle) return;
   }
-  build_luts<kHeads, kStride>(ix, codebook, table_query, lut);
+  build_luts<kHeads, kStride>(ix, codebook, table_query, lut, [](int, int, float) {});
   const bool blocks = ix.block_size > 0;
   const std::int32_t first_block = blocks ? low / ix.block_size : 0;
   if (blocks) {

@@ -38,9 +38,12 @@ __global__ void __launch_bounds__(kThreads)
         [&](std::int32_t e) {
           return load_element(p.queries.data, p.queries.dtype, query_base + e);
         },
-        block_table_row(p.step, at.b), p.step.states[at.b].slot, at.head / ix.group_size, wide,
-        lanes, groups, static_cast<std::int32_t>(threadIdx.x) / lanes, first, count,
-        [&](std::int32_t entry) { return row.first + entry; },
+        at.head / ix.group_size, wide, lanes, groups,
+        static_cast<std::int32_t>(threadIdx.x) / lanes, first, count,
+        [&](std::int32_t entry) {
+          return key_place(ix, p.keys, block_table_row(p.step, at.b), p.step.states[at.b].slot,
+                           at.head / ix.group_size, row.first + entry);
+        },
         [&](std::int32_t entry, float score) { scores[row.first + entry] = score; });
   }
 }
