@@ -97,13 +97,11 @@ Status check_relations(const IndexerConfig& c) {
   return {};
 }
 
-/// Whether `automatic` takes a scan that serves the configuration (docs/design.md). On the CPU it
-/// does not where scan's filter would never be used: pages without whole tiles of 16 keys, or a
-/// heavy part (r * K) of more than an eighth of the longest sequence; nor under softmax_sum, which
-/// must score every key whatever a filter says (docs/scan-notes.md has the times). On CUDA it does
-/// not yet: the scan there is for who asks for it, until it has been through compute-sanitizer.
-bool prefers_scan(const IndexerConfig& c, Backend backend) {
-  if (backend != Backend::cpu) return false;
+/// Whether `automatic` takes a scan that serves the configuration (docs/design.md). It does not
+/// where scan's filter would never be used: pages without whole tiles of 16 keys, or a heavy part
+/// (r * K) of more than an eighth of the longest sequence; nor under softmax_sum, which must score
+/// every key whatever a filter says (docs/scan-notes.md has the times).
+bool prefers_scan(const IndexerConfig& c) {
   return c.gqa_reduction != GqaReduction::softmax_sum && c.page_size % 16 == 0 &&
          c.refine_factor * c.heavy_size <= c.max_seq_len / 8;
 }
@@ -158,7 +156,7 @@ Status resolve(const IndexerConfig& config, Backend backend, IndexerConfig* out)
                   to_string(backend));
   }
   if (c.algorithm == Algorithm::automatic) {
-    c.algorithm = scans && prefers_scan(c, backend) ? Algorithm::scan : Algorithm::staged;
+    c.algorithm = scans && prefers_scan(c) ? Algorithm::scan : Algorithm::staged;
   }
   *out = c;
   return {};

@@ -22,6 +22,7 @@
 
 #include "half.h"
 #include "params.h"
+#include "score/lut.cuh"
 
 namespace quarry::cuda {
 
@@ -114,6 +115,29 @@ __device__ __forceinline__ void widen_range(const IndexView& ix, int s, int h, f
   if ((lane & (lanes - 1)) != 0) return;
   atomicMin(lows + s * kHeads + h, low);
   atomicMax(highs + s * kHeads + h, high);
+}
+
+/// low[h] and high[h] of the biases that are numbers, over the whole cluster, as selection keys:
+/// `ranges` holds what each block sent, [block][2][kHeads].
+template <int kHeads>
+__device__ __forceinline__ void share_bias_ranges(const ClusterPlace& place, const float* bias,
+                                                  std::int32_t blocks, std::uint32_t* ranges) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const auto lane = static_cast<int>(threadIdx.x) % 32, h = static_cast<int>(threadIdx.x) / 32;
+  if (h >= kHeads) return;
+  std::uint32_t low = 0xffffffffu, high = 0;
+  for (std::int32_t i = lane; i < blocks; i += 32) {
+    const std::uint32_t key = selection_key(bias[i * kHeads + h]);
+    low = min(low, key == 0 ? 0xffffffffu : key);
+    high = max(high, key);
+  }
+  low = __reduce_min_sync(kAll, low);
+  high = __reduce_max_sync(kAll, high);
+  if (lane < place.blocks) {
+    auto* const to = reinterpret_cast<float*>(ranges + place.rank * 2 * kHeads);
+    store_to_block(place, to + h, lane, __uint_as_float(low));
+    store_to_block(place, to + kHeads + h, lane, __uint_as_float(high));
+  }
 }
 
 /// scales[h] from the ranges and from what the biases of each of the cluster's blocks span,

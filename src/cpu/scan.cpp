@@ -162,7 +162,7 @@ struct Scan {
 
    private:
     std::int32_t count_;
-    Task tasks_[CodeWalk::kMostHeads];
+    Task tasks_[CodeWalk::kMostHeads]{};
     alignas(ScanGroup) std::byte memory_[CodeWalk::kMostHeads * sizeof(ScanGroup)];
   };
 

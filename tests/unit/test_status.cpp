@@ -86,6 +86,25 @@ TEST(Config, AutomaticIsDecidedByTheConfigurationAlone) {
   EXPECT_EQ(chosen([](C c) { c.gqa_reduction = GqaReduction::softmax_sum; }), Algorithm::staged);
 }
 
+// The same where the backend is built, a device or not; its scan serves no reductions yet.
+TEST(Config, AutomaticIsDecidedByTheConfigurationAloneOnCudaToo) {
+  IndexerConfig c, r;
+  const Status s = resolve(c, Backend::cuda, &r);
+  if (s.code() == StatusCode::unsupported) GTEST_SKIP() << s.detail();
+  ASSERT_TRUE(s.ok()) << s.detail();
+  EXPECT_EQ(r.algorithm, Algorithm::scan);
+  c.heavy_size = 4097;
+  ASSERT_TRUE(resolve(c, Backend::cuda, &r).ok());
+  EXPECT_EQ(r.algorithm, Algorithm::staged);
+  c = IndexerConfig{};
+  c.gqa_reduction = GqaReduction::sum;
+  ASSERT_TRUE(resolve(c, Backend::cuda, &r).ok());
+  EXPECT_EQ(r.algorithm, Algorithm::staged);
+  c = IndexerConfig::recommended(128);
+  ASSERT_TRUE(resolve(c, Backend::cuda, &r).ok());
+  EXPECT_EQ(r.algorithm, Algorithm::scan);
+}
+
 TEST(Config, RecommendedIsAccepted) {
   for (const int d : {8, 64, 80, 128, 256, 512}) {
     IndexerConfig c = IndexerConfig::recommended(d);
