@@ -5,6 +5,7 @@
 
 #include "common/launch.h"
 #include "encode/exact.cuh"
+#include "encode/folded.cuh"
 #include "encode/tensor.cuh"
 #include "encode/tensor_raw.cuh"
 
@@ -22,12 +23,11 @@ std::int32_t blocks_a_head(const EncodeParams& p, std::int32_t tiles, std::size_
 
 template <auto kKernel, typename... Args>
 Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t tiles,
-                     std::size_t bytes, const Launch& launch, Args... args) {
+                     std::size_t bytes, int threads, const Launch& launch, Args... args) {
   const std::int32_t blocks = blocks_a_head(p, tiles, bytes, launch);
   const dim3 grid(static_cast<unsigned>(blocks) * static_cast<unsigned>(p.index.num_kv_heads) *
                   static_cast<unsigned>(p.step.batch_size));
-  return launch_kernel<kKernel>("encode", launch, grid, kTensorThreads, bytes, p, tiling, blocks,
-                                args...);
+  return launch_kernel<kKernel>("encode", launch, grid, threads, bytes, p, tiling, blocks, args...);
 }
 
 // A prefill on tensor cores; *served tells whether the shape is one of theirs.
@@ -36,8 +36,10 @@ Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& la
   const IndexView& ix = p.index;
   *served = false;
   if (!tensor_cores_serve(ix)) return {};
-  const Tiling tiling{kTensorKeys, ix.block_size, ix.encode_from};
-  const std::size_t bytes = TensorShared(nullptr, ix, tiling).bytes;
+  const bool folds = folded_serves(ix, p.keys.dtype, wide);
+  const Tiling tiling{folds ? kFoldedKeys : kTensorKeys, ix.block_size, ix.encode_from};
+  const std::size_t bytes = folds ? FoldedShared(nullptr, ix.head_dim, ix.num_subspaces).bytes
+                                  : TensorShared(nullptr, ix, tiling).bytes;
   int most = 0;
   if (cudaError_t e =
           cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, launch.device);
@@ -48,18 +50,19 @@ Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& la
   *served = true;
   const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
   if (tiles == 0) return {};
+  if (folds) {
+    const int threads = 4 * ix.head_dim;
+    return ix.head_dim == 128
+               ? launch_tensor<encode_folded_kernel<8>>(p, tiling, tiles, bytes, threads, launch)
+               : launch_tensor<encode_folded_kernel<4>>(p, tiling, tiles, bytes, threads, launch);
+  }
   if (raw_keys_serve(ix, p.keys.dtype, wide)) {
-    const auto raw = [&]<int kTiles, int kUnits, int kBits>() {
-      return launch_tensor<encode_raw_kernel<kTiles, kUnits, kBits>>(p, tiling, tiles, bytes,
-                                                                     launch);
-    };
-    return ix.dsub == 16        ? raw.operator()<8, 2, 0>()
-           : ix.head_dim == 128 ? raw.operator()<8, 1, 4>()
-                                : raw.operator()<4, 1, 4>();
+    return launch_tensor<encode_raw_kernel<8, 2, 0>>(p, tiling, tiles, bytes, kTensorThreads,
+                                                     launch);
   }
   const auto go = [&]<int kTiles, int kUnits>() {
-    return launch_tensor<encode_tensor_kernel<kTiles, kUnits>>(p, tiling, tiles, bytes, launch,
-                                                               wide);
+    return launch_tensor<encode_tensor_kernel<kTiles, kUnits>>(p, tiling, tiles, bytes,
+                                                               kTensorThreads, launch, wide);
   };
   if (ix.head_dim == 128) {
     return ix.dsub == 8    ? go.operator()<8, 1>()
