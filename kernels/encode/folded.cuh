@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(64 * kSteps, 8 / kSteps)
     encode_folded_kernel(const __grid_constant__ EncodeParams p,
                          const __grid_constant__ Tiling tiling, std::int32_t blocks) {
   constexpr int kDim = 16 * kSteps, kSubspaces = 2 * kSteps, kThreads = 64 * kSteps;
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(128) unsigned char folded_memory[];
   wait_for_predecessor();
   let_successor_start();
   const IndexView& ix = p.index;
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(64 * kSteps, 8 / kSteps)
   const std::int32_t head = id / blocks % ix.num_kv_heads, b = id / blocks / ix.num_kv_heads;
   const SequenceState st = p.step.states[b];
   if (st.slot < 0 || st.built == 0) return;
-  const FoldedShared sh(memory, kDim, kSubspaces);
+  const FoldedShared sh(folded_memory, kDim, kSubspaces);
   const KeySource source{ix, p.keys, block_table_row(p.step, b), st.slot, head, true};
   const std::int64_t book = std::int64_t{codebook_of(ix, st.slot)} * ix.num_kv_heads + head;
   const float* codebook = ix.codebooks + book * kDim * 16;
@@ -171,16 +171,16 @@ __global__ void __launch_bounds__(64 * kSteps, 8 / kSteps)
     find(round + 3);
     const int next = round + 1;
     if (next < rounds) {
-      if (tid < kFoldedBlocks * kDim) {
+      if (tid < kDim) {
         if (means) {
           const FoldedTile tile = folded_tile(tiling, st.begin, st.n, first + next * blocks);
-          mean_of_folded<kSteps>(source, tile, tid / kDim, tid % kDim, keys_of(next),
+          mean_of_folded<kSteps>(source, tile, tid / (kDim / 2), tid % (kDim / 2), keys_of(next),
                                  sh.mean_parts + next % 2 * 8 * kDim,
                                  sh.means + next % kFoldedMeans * (kFoldedBlocks * kDim),
-                                 sh.mean_squares + next % 2 * (kFoldedBlocks * kDim / 32));
+                                 sh.mean_squares + next % 2 * (kFoldedBlocks * kDim / 64));
         }
-      } else if (tid < kFoldedBlocks * kDim + kFoldedKeys) {
-        const int k = tid - kFoldedBlocks * kDim;
+      } else if (tid < kDim + kFoldedKeys) {
+        const int k = tid - kDim;
         const bool there = sh.key_at[next % 4 * kFoldedKeys + k] != FoldedShared::kNoRow;
         sh.norms[next % 2 * kFoldedKeys + k] = norm_of_folded<kSteps>(keys_of(next), k, there);
       }

@@ -23,7 +23,7 @@ struct FoldedShared {
   std::uint16_t* keys;        ///< [3][128][d], chunk c (of 8) of row k at c ^ (k % 8)
   std::uint16_t* mean_parts;  ///< [2][8][d], likewise: three rows a block that sum to its mean
   float* means;               ///< [16][2][d]
-  float* mean_squares;        ///< [2][2][d / 32]: sums of the mean's squares, of 32 each
+  float* mean_squares;        ///< [2][2][d / 64]: sums of the mean's squares, of 64 each
   float* norms;               ///< [2][128]: |k|, negative where there is no key
   std::int64_t* key_at;       ///< [4][128]: rows' element offsets; kNoRow
   FoldedSubspace* subspaces;  ///< [m]
@@ -46,7 +46,7 @@ struct FoldedShared {
     keys = reinterpret_cast<std::uint16_t*>(take(3 * kFoldedKeys * d, 2));
     mean_parts = reinterpret_cast<std::uint16_t*>(take(2 * 8 * d, 2));
     means = reinterpret_cast<float*>(take(kFoldedMeans * kFoldedBlocks * d, 4));
-    mean_squares = reinterpret_cast<float*>(take(2 * kFoldedBlocks * d / 32, 4));
+    mean_squares = reinterpret_cast<float*>(take(2 * kFoldedBlocks * d / 64, 4));
     norms = reinterpret_cast<float*>(take(2 * kFoldedKeys, 4));
     key_at = reinterpret_cast<std::int64_t*>(take(4 * kFoldedKeys, 8));
     subspaces = reinterpret_cast<FoldedSubspace*>(take(m, sizeof(FoldedSubspace)));
@@ -97,73 +97,85 @@ __device__ __forceinline__ void fetch_folded(const void* keys, const std::int64_
   }
 }
 
-/// Coordinate j of the mean of block `block` of a tile, to all who need it: thread
-/// block * d + j of the first 2 d.
+/// Coordinates 2w and 2w + 1 of the mean of block `block` of a tile, to all who need them: thread
+/// block * d / 2 + w of the first d.
 template <int kSteps>
 __device__ __forceinline__ void mean_of_folded(const KeySource& source, const FoldedTile& tile,
-                                               int block, int j, const std::uint16_t* keys,
+                                               int block, int w, const std::uint16_t* keys,
                                                std::uint16_t* parts, float* means, float* squares) {
-  constexpr int kDim = 16 * kSteps;
+  constexpr int kDim = 16 * kSteps, kWords = kDim / 2;
   const IndexView& ix = source.ix;
   const std::int32_t first = tile.base + block * kFoldedBlock;
   const bool whole = first + kFoldedBlock <= tile.end;  // the same for a warp
-  float mean = 0;
+  float mean[2] = {0, 0};
   if (whole) {
     const int from = first < tile.from ? tile.from - first : 0;
-    const std::uint16_t* row = keys + block * kFoldedBlock * kDim + j % 8;
-    float sum = 0;
-    const auto at = [&](int k) {
-      return __uint_as_float(std::uint32_t{row[k * kDim + (((j / 8) ^ (k & 7)) * 8)]} << 16);
+    const std::uint32_t* rows =
+        reinterpret_cast<const std::uint32_t*>(keys) + block * kFoldedBlock * kWords + w % 4;
+    const auto at = [&](int k, int swizzle) { return rows[k * kWords + ((w / 4) ^ swizzle) * 4]; };
+    float sum[2] = {0, 0};
+    const auto add = [&](std::uint32_t word) {
+      sum[0] += __uint_as_float(word << 16);
+      sum[1] += __uint_as_float(word & 0xffff0000u);
     };
     int k = from;
-    for (; k % 8 != 0; ++k) sum += at(k);
+    for (; k % 8 != 0; ++k) add(at(k, k % 8));
 #pragma unroll 2
     for (; k < kFoldedBlock; k += 8) {
-      float v[8];
+      std::uint32_t v[8];
 #pragma unroll
-      for (int l = 0; l < 8; ++l) {
-        v[l] = __uint_as_float(std::uint32_t{row[(k + l) * kDim + (((j / 8) ^ l) * 8)]} << 16);
-      }
+      for (int l = 0; l < 8; ++l) v[l] = at(k + l, l);
 #pragma unroll
-      for (int l = 0; l < 8; ++l) sum += v[l];
+      for (int l = 0; l < 8; ++l) add(v[l]);
     }
-    mean = rounded(sum / static_cast<float>(kFoldedBlock - from), ix.mean_dtype);
-    MeanStore{source}(first + kFoldedBlock - 1, j, mean);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      mean[i] = rounded(sum[i] / static_cast<float>(kFoldedBlock - from), ix.mean_dtype);
+      MeanStore{source}(first + kFoldedBlock - 1, 2 * w + i, mean[i]);
+    }
   }
-  means[block * kDim + j] = mean;
+  *reinterpret_cast<float2*>(means + block * kDim + 2 * w) = make_float2(mean[0], mean[1]);
   // Three parts of bfloat16 that sum to the mean.
-  float rest = mean;
+  float rest[2] = {mean[0], mean[1]};
 #pragma unroll
   for (int part = 0; part < 3; ++part) {
     const int row = block * 3 + part;
-    const __nv_bfloat16 high = __float2bfloat16_rn(rest);
-    rest -= __bfloat162float(high);
-    parts[row * kDim + ((j / 8) ^ row) * 8 + j % 8] = __bfloat16_as_ushort(high);
+    const __nv_bfloat16 a = __float2bfloat16_rn(rest[0]), b = __float2bfloat16_rn(rest[1]);
+    rest[0] -= __bfloat162float(a), rest[1] -= __bfloat162float(b);
+    reinterpret_cast<std::uint32_t*>(parts)[row * kWords + ((w / 4) ^ row) * 4 + w % 4] =
+        pack(a, b);
   }
-  float square = mean * mean;
+  float square = fmaf(mean[0], mean[0], mean[1] * mean[1]);
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
-  if (j % 32 == 0) squares[(block * kDim + j) / 32] = square;
+  if (w % 32 == 0) squares[(block * kWords + w) / 32] = square;
 }
 
-/// At least |k| of row k; negative for a row that is not there.
+/// At least |k| of row k; negative for a row that is not there. Squares are summed in bfloat16, in
+/// eight sums of d / 8: what is lost is kFoldedNorm's.
 template <int kSteps>
 __device__ __forceinline__ float norm_of_folded(const std::uint16_t* keys, int k, bool there) {
   constexpr int kChunks = 2 * kSteps;
   const auto* row = reinterpret_cast<const uint4*>(keys) + k * kChunks;
-  float sum[2] = {0, 0};
+  const __nv_bfloat162 zero = __floats2bfloat162_rn(0, 0);
+  __nv_bfloat162 sum[4] = {zero, zero, zero, zero};
 #pragma unroll 4
   for (int c = 0; c < kChunks; ++c) {
     const uint4 v = row[c ^ (k & 7)];
     const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-    for (const std::uint32_t word : words) {
-      const float a = __uint_as_float(word << 16), b = __uint_as_float(word & 0xffff0000u);
-      sum[0] = fmaf(a, a, sum[0]);
-      sum[1] = fmaf(b, b, sum[1]);
+    for (int i = 0; i < 4; ++i) {
+      const auto two = *reinterpret_cast<const __nv_bfloat162*>(&words[i]);
+      sum[i] = __hfma2(two, two, sum[i]);
     }
   }
-  return there ? 1.0001f * sqrtf(sum[0] + sum[1]) + kFoldedLeast : -1.0f;
+  float all = 0;
+#pragma unroll
+  for (const __nv_bfloat162 two : sum) {
+    const float2 v = __bfloat1622float2(two);
+    all += v.x + v.y;
+  }
+  return there ? fmaf(kFoldedNorm, sqrtf(all), kFoldedLeast) : -1.0f;
 }
 
 }  // namespace quarry::cuda

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Keys times the folded codebook, and the nearest of a subspace's 16 centroids. A warp has one
-// subspace: centroids are the rows of an mma, eight keys its columns.
+// subspace: keys are the rows of an mma, centroids the columns of two.
 #pragma once
 
 #include "encode/folded_keys.cuh"
@@ -10,81 +10,74 @@
 
 namespace quarry::cuda {
 
-/// Where a lane points ldmatrix within rows of eight keys: at steps 4p and 4p + 2 of 16 bytes.
-struct FoldedPlace {
-  std::uint32_t even, odd;
+/// Where a lane points ldmatrix within a tile: row l % 16, of step 0 the half l / 16. Later steps
+/// are 32 bytes on, in the order of the swizzle. Rows are aligned to 128 bytes.
+__device__ __forceinline__ std::uint32_t place_of_rows(const std::uint16_t* rows, int dim) {
+  const std::uint32_t lane = threadIdx.x % 32;
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(rows)) +
+         lane % 16 * static_cast<std::uint32_t>(dim) * 2 + (lane / 16 ^ lane % 8) * 16;
+}
 
-  __device__ __forceinline__ FoldedPlace(const std::uint16_t* rows, int dim) {
-    const std::uint32_t lane = threadIdx.x % 32, row = lane % 8, chunk = lane / 8;
-    const auto base = static_cast<std::uint32_t>(__cvta_generic_to_shared(rows));
-    even = base + row * static_cast<std::uint32_t>(dim) * 2 + (chunk ^ row) * 16;
-    odd = even ^ 64u;  // rows are a multiple of 128 bytes apart, and aligned to as much
-  }
-};
-
-__device__ __forceinline__ void load_keys_b(std::uint32_t (&b)[4], std::uint32_t address) {
+__device__ __forceinline__ void load_matrices_at(std::uint32_t (&a)[4], std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
                : "r"(address)
                : "memory");
 }
 
-/// v = start + P . kCount groups of eight keys, rows centroids g and g + 8, columns 2t, 2t + 1.
-template <int kSteps, int kCount>
-__device__ __forceinline__ void multiply_folded(const FoldedTable<kSteps>& table,
-                                                const FoldedPlace& place, int first,
-                                                const float (&start)[2], float (&v)[kCount][4]) {
-  constexpr std::uint32_t kGroup = 8 * 16 * kSteps * 2;  // bytes
-  float high[kCount][4] = {};
-#pragma unroll
-  for (int q = 0; q < kCount; ++q) {
-    v[q][0] = v[q][1] = start[0];
-    v[q][2] = v[q][3] = start[1];
-  }
-#pragma unroll
-  for (int p = 0; p < kSteps / 2; ++p) {
-    std::uint32_t b[kCount][4];
-#pragma unroll
-    for (int q = 0; q < kCount; ++q) {
-      load_keys_b(b[q], (p % 2 != 0 ? place.odd : place.even) +
-                            static_cast<std::uint32_t>(p / 2) * 128 +
-                            static_cast<std::uint32_t>(first + q) * kGroup);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int step = 2 * p + h;
-#pragma unroll
-      for (int q = 0; q < kCount; ++q) {
-        multiply_add(v[q], table.low[step], b[q][2 * h], b[q][2 * h + 1]);
-      }
-#pragma unroll
-      for (int q = 0; q < kCount; ++q) {
-        multiply_add(high[q], table.high[step], b[q][2 * h], b[q][2 * h + 1]);
-      }
-    }
-  }
-#pragma unroll
-  for (int q = 0; q < kCount; ++q) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[q][i] += high[q][i];
-  }
-}
+/// Sums under way of 16 rows with both halves of a subspace's centroids: [r] of centroids
+/// 8 r + 2t, 8 r + 2t + 1; rows g, g + 8.
+struct FoldedSums {
+  float low[2][4], high[2][4];
 
-/// mean . P of both blocks of a tile: of centroids g and g + 8, in every lane.
+  template <int kSteps>
+  __device__ __forceinline__ void add(const FoldedTable<kSteps>& table, int step,
+                                      const std::uint32_t (&a)[4]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      multiply_add(low[r], a, table.low[step][r], table.low[step][2 + r]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      multiply_add(high[r], a, table.high[step][r], table.high[step][2 + r]);
+    }
+  }
+};
+
+/// mean . P of both blocks of a tile, of the lane's four centroids.
 template <int kSteps>
 __device__ __forceinline__ void multiply_means(const FoldedTable<kSteps>& table,
                                                const std::uint16_t* parts,
-                                               float (&product)[kFoldedBlocks][2]) {
-  const int t = static_cast<int>(threadIdx.x) % 4;
-  float v[1][4];
-  const float zero[2] = {0, 0};
-  multiply_folded<kSteps, 1>(table, FoldedPlace(parts, 16 * kSteps), 0, zero, v);
-  // Columns 0 .. 2 are the first block's parts, 3 .. 5 the second's.
+                                               float (&product)[kFoldedBlocks][2][2]) {
+  constexpr std::uint32_t kDim = 16 * kSteps;
+  const std::uint32_t lane = threadIdx.x % 32;
+  // Eight rows; a load brings two steps.
+  const std::uint32_t place = static_cast<std::uint32_t>(__cvta_generic_to_shared(parts)) +
+                              lane % 8 * kDim * 2 + (lane / 8 ^ lane % 8) * 16;
+  FoldedSums sums{};
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const float a = v[0][2 * r], b = v[0][2 * r + 1];
-    product[0][r] = sum_of_quad(t == 0 ? a + b : t == 1 ? a : 0.0f);
-    product[1][r] = sum_of_quad(t == 1 ? b : t == 2 ? a + b : 0.0f);
+  for (int p = 0; p < kSteps / 2; ++p) {
+    std::uint32_t two[4];
+    load_matrices_at(two, (place ^ (p % 2 * 64)) + p / 2 * 128);
+    const std::uint32_t a[4] = {two[0], 0, two[1], 0}, b[4] = {two[2], 0, two[3], 0};
+    sums.add(table, 2 * p, a);
+    sums.add(table, 2 * p + 1, b);
+  }
+#pragma unroll
+  for (int block = 0; block < kFoldedBlocks; ++block) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        // Rows 0 .. 2 are the first block's parts, 3 .. 5 the second's.
+        float v = lane / 12 == static_cast<std::uint32_t>(block)
+                      ? sums.high[r][e] + sums.low[r][e]
+                      : 0.0f;
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+        product[block][r][e] = v;
+      }
+    }
   }
 }
 
@@ -97,29 +90,42 @@ __device__ __forceinline__ TwoLeast halve(const TwoLeast& a, const TwoLeast& b, 
   return own;
 }
 
-/// The two least of 16 keys from row 8 * first of the tile on: the lane's key is
-/// 8 (first + (g / 2) % 2) + 2t + g % 2, of the 16 keys alike in the lanes of g and g ^ 4, which
-/// have seen half of the centroids each.
+/// The two least of the 16 keys at `place`, of key g (even lanes) or g + 8 (odd ones); merged over
+/// two of a quad's lanes. ids: the lane's four centroids'.
 template <int kSteps>
 __device__ __forceinline__ TwoLeast nearest_of_16(const FoldedTable<kSteps>& table,
-                                                  const FoldedPlace& place, int first,
-                                                  const float (&start)[2]) {
-  const std::uint32_t g = threadIdx.x % 32 / 4;
-  float v[2][4];
-  multiply_folded<kSteps, 2>(table, place, first, start, v);
-  TwoLeast least[2];
+                                                  std::uint32_t place, const float (&start)[2][2],
+                                                  const std::uint32_t (&ids)[2][2]) {
+  FoldedSums sums{};
 #pragma unroll
-  for (int q = 0; q < 2; ++q) {
-    TwoLeast of[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const float a = __uint_as_float((__float_as_uint(v[q][e]) & ~15u) | g);
-      const float b = __uint_as_float((__float_as_uint(v[q][2 + e]) & ~15u) | g | 8u);
-      of[e] = {fminf(a, b), fmaxf(a, b)};
-    }
-    least[q] = halve(of[0], of[1], g % 2 != 0, 4);
+  for (int r = 0; r < 2; ++r) {
+    sums.low[r][0] = sums.low[r][2] = start[r][0];
+    sums.low[r][1] = sums.low[r][3] = start[r][1];
   }
-  return halve(least[0], least[1], g / 2 % 2 != 0, 8);
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    std::uint32_t a[4];
+    load_matrices_at(a, (place ^ (step % 4 * 32)) + step / 4 * 128);
+    sums.add(table, step, a);
+  }
+  TwoLeast of[2];  // of rows g and g + 8
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    TwoLeast pair[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float v[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float sum = sums.low[r][2 * row + e] + sums.high[r][2 * row + e];
+        v[e] = __uint_as_float((__float_as_uint(sum) & ~15u) | ids[r][e]);
+      }
+      pair[r] = {fminf(v[0], v[1]), fmaxf(v[0], v[1])};
+    }
+    pair[0].merge(pair[1]);
+    of[row] = pair[0];
+  }
+  return halve(of[0], of[1], threadIdx.x % 2 != 0, 1);
 }
 
 /// One tile's codes in the warp's subspace, and its near ties. Whether ties of another tile might
@@ -133,29 +139,44 @@ __device__ __forceinline__ bool nearest_of_tile(const FoldedTable<kSteps>& table
   bool crowded = false;
   const int lane = static_cast<int>(threadIdx.x) % 32, s = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4;
-  float product[kFoldedBlocks][2] = {};
+  float product[kFoldedBlocks][2][2] = {};
   if (means) multiply_means<kSteps>(table, sh.mean_parts + parity * 8 * kDim, product);
-  const FoldedPlace place(keys, kDim);
+  std::uint32_t ids[2][2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      ids[r][e] = static_cast<std::uint32_t>(8 * r + 2 * t + e);
+      asm("" : "+r"(ids[r][e]));  // else each is made anew of the first, for every distance
+    }
+  }
+  std::uint32_t place = place_of_rows(keys, kDim);
+  constexpr std::uint32_t kRows16 = 16 * kDim * 2;  // bytes
+  int row = t * 8 + g;                              // the lane's key of each 32
 #pragma unroll 1
   for (int block = 0; block < kFoldedBlocks; ++block) {
     float square = 0;
     if (means) {
 #pragma unroll
-      for (int i = 0; i < kDim / 32; ++i) {
-        square += sh.mean_squares[(parity * kFoldedBlocks + block) * (kDim / 32) + i];
+      for (int i = 0; i < kDim / 64; ++i) {
+        square += sh.mean_squares[(parity * kFoldedBlocks + block) * (kDim / 64) + i];
       }
     }
     const FoldedGap gap =
         folded_gap(kDim, sh.subspaces[s], means ? 1.0001f * sqrtf(square) + kFoldedLeast : 0.0f);
-    const float start[2] = {table.norm[0] - (block == 0 ? product[0][0] : product[1][0]),
-                            table.norm[1] - (block == 0 ? product[0][1] : product[1][1])};
+    float start[2][2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        start[r][e] = table.norm[r][e] - (block == 0 ? product[0][r][e] : product[1][r][e]);
+      }
+    }
 #pragma unroll 1
-    for (int group = 0; group < 2; ++group) {
-      const int first = block * 8 + group * 4;
-      const TwoLeast one = nearest_of_16(table, place, first, start);
-      const TwoLeast two = nearest_of_16(table, place, first + 2, start);
-      const TwoLeast result = halve(one, two, g / 4 != 0, 16);
-      const int row = first * 8 + g / 4 * 16 + g / 2 % 2 * 8 + t * 2 + g % 2;
+    for (int group = 0; group < 2; ++group, place += 2 * kRows16, row += 32) {
+      const TwoLeast one = nearest_of_16(table, place, start, ids);
+      const TwoLeast two = nearest_of_16(table, place + kRows16, start, ids);
+      const TwoLeast result = halve(one, two, t / 2 != 0, 2);
       const float norm = sh.norms[parity * kFoldedKeys + row];
       const int key = tile * kFoldedKeys + row;
       sh.codes[s * (kFoldedBatch * kFoldedKeys) + key] =

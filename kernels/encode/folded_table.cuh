@@ -2,7 +2,7 @@
 //
 // The codebook of one subspace, multiplied into the rotation: P_c = -2 sum_j R_j c_j, so that the
 // contract's distance |x' - c|^2, less the |x'|^2 all centroids share, is |c|^2 + key . P_c -
-// mean . P_c. A warp keeps its subspace's 16 centroids in registers, as a of an mma.
+// mean . P_c. A warp keeps its subspace's 16 centroids in registers, as b of two mmas.
 #pragma once
 
 #include "common/mma.cuh"
@@ -27,12 +27,12 @@ __device__ __forceinline__ float sum_of_quad(float v) {
   return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
-/// A lane's part: centroids g and g + 8.
+/// A lane's part: of centroids g and g + 8 dimensions 2t, 2t + 1, 2t + 8, 2t + 9 of each step.
 template <int kSteps>
 struct FoldedTable {
   static constexpr int kDim = 16 * kSteps, kSub = 8, kSub2 = 16;  // dsub, ksub
   std::uint32_t high[kSteps][4], low[kSteps][4];
-  float norm[2];  ///< |c|^2
+  float norm[2][2];  ///< |c|^2 of centroids 2t, 2t + 1, 2t + 8, 2t + 9
 
   /// rotation: column of the subspace's first dimension; codebook: [8][16], the subspace's.
   /// What the bound needs to know of it is returned.
@@ -40,16 +40,15 @@ struct FoldedTable {
                                                  const float* __restrict__ codebook) {
     const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
     FoldedSubspace of{};
-    float size[2] = {0, 0}, lost[2] = {0, 0};
+    float size[2] = {0, 0}, lost[2] = {0, 0}, square[2] = {0, 0};
     {
       float c[2][kSub];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        norm[r] = 0;
 #pragma unroll
         for (int j = 0; j < kSub; ++j) {
           const float v = __ldg(codebook + j * kSub2 + r * 8 + g);
-          norm[r] = fmaf(v, v, norm[r]);
+          square[r] = fmaf(v, v, square[r]);
           c[r][j] = -2 * v;
         }
       }
@@ -86,7 +85,14 @@ struct FoldedTable {
     }
     of.size = sqrtf(largest_of_warp(fmaxf_nan(sum_of_quad(size[0]), sum_of_quad(size[1]))));
     of.lost = sqrtf(largest_of_warp(fmaxf_nan(sum_of_quad(lost[0]), sum_of_quad(lost[1]))));
-    of.reach = sqrtf(largest_of_warp(fmaxf_nan(norm[0], norm[1])));
+    of.reach = sqrtf(largest_of_warp(fmaxf_nan(square[0], square[1])));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        norm[r][e] = __shfl_sync(0xffffffffu, square[r], (2 * t + e) * 4);
+      }
+    }
     // |R_j|^2, and row g of the products of the subspace's columns with each other.
     float column[kSub] = {}, gram[kSub] = {};
 #pragma unroll 4
@@ -103,10 +109,10 @@ struct FoldedTable {
     float all = 0, across = 0, lever[2] = {0, 0};
 #pragma unroll
     for (int j = 0; j < kSub; ++j) {
-      const float square = sum_of_quad(column[j]);
-      all += square;
+      const float length2 = sum_of_quad(column[j]);
+      all += length2;
       across += fabsf(sum_of_quad(gram[j]));
-      const float length = sqrtf(square) + kFoldedLeast;
+      const float length = sqrtf(length2) + kFoldedLeast;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         lever[r] = fmaf(fabsf(__ldg(codebook + j * kSub2 + r * 8 + g)), length, lever[r]);
