@@ -6,10 +6,11 @@
 // the subvector is encoded in the contract's own arithmetic.
 //
 // Symbols: x' the rotated vector as the contract computes it, x~ as the tensor cores do, c a
-// centroid, u = 2^-24. A value is split into two bfloat16 (unit roundoff 2^-9 each), so what
-// is lost is below 2^-18 of it; of a product of two such values the low halves' product is
-// left out as well: 3 * 2^-18. One mma of depth k sums k + 1 terms with truncation, each off
-// by at most 2u of their absolute sum: (k + 1) * 2u.
+// centroid, u = 2^-24. A value is split into two bfloat16 (8 bits: a rounding takes at most 2^-8),
+// so the low half is at most 2^-8 of it, less than half a power of two, and what is lost at most
+// 2^-17; of a product of two such values the low halves' product, 2^-16, is left out as well. One
+// mma of depth k sums k + 1 terms with truncation, each off by at most 2u of their absolute sum:
+// (k + 1) * 2u.
 #pragma once
 
 #include <cmath>
@@ -18,9 +19,10 @@
 
 namespace quarry::cuda {
 
-constexpr float kUnit = 5.9604644775390625e-8f;    // 2^-24
-constexpr float kSplitLoss = 1.1444091796875e-5f;  // 3 * 2^-18
-// Second-order terms: the halves' absolute sums exceed the value's by 2^-8 at most, all else
+constexpr float kUnit = 5.9604644775390625e-8f;   // 2^-24
+constexpr float kHalvesLoss = 7.62939453125e-6f;  // 2^-17
+constexpr float kSplitLoss = 3.0517578125e-5f;    // 2^-16 + 2 * 2^-17
+// Second-order terms: the halves' absolute sums exceed the value's by 2^-7 at most, all else
 // (powers of 1 + 1e-4, the roundings of the bound itself, an approximate square root) is less.
 constexpr float kSlack = 1.02f;
 /// Above this the squares could overflow, and an infinity whose id is packed is a NaN.
@@ -35,16 +37,16 @@ QUARRY_HD constexpr float rotation_loss(int d) {
 
 /// The same where keys that are bfloat16 are multiplied as they are, x~ = k.R - mean.R, first
 /// by R's low halves and then by the high ones, of the mean three exact parts: at most this
-/// times (|k| + |mean|) |R_j|. R's split loses 2^-18; d / 16 mmas of depth 16 (those of the low
+/// times (|k| + |mean|) |R_j|. R's split loses 2^-17; d / 16 mmas of depth 16 (those of the low
 /// halves add 2^-8 of that); the contract's chain of d roundings, its residual's and those of
 /// the sums here: the mean's halves and rows, the difference.
 QUARRY_HD constexpr float raw_rotation_loss(int d) {
   const auto n = static_cast<float>(d);
-  return kSlack * (kSplitLoss / 3 + (n / 16) * 17 * 2 * kUnit + (n + 10) * kUnit);
+  return kSlack * (kHalvesLoss + (n / 16) * 17 * 2 * kUnit + (n + 10) * kUnit);
 }
 /// |k| is at most this times the root of its squares' sum in bfloat16: 16 additions of a lane,
-/// each off by 2^-9 of the sum, may leave 0.969 of it; an approximate root and sum besides.
-constexpr float kRawNorm = 1.02f;
+/// each off by 2^-8 of the sum, may leave 0.939 of it; an approximate root and sum besides.
+constexpr float kRawNorm = 1.04f;
 
 /// What the distance |c|^2 - 2 x~ . c is off by for reasons that scale with (|x~| + |c|)^2:
 /// three passes of dsub / 8 mmas of depth 8 that start from |c|^2 (half as many of depth 16
@@ -94,10 +96,6 @@ struct FoldedSubspace {
 };
 /// Added to every norm, for what underflowed in its squares.
 constexpr float kFoldedLeast = 1e-17f;
-
-/// |k| is at most this times the root of its squares' sum in bfloat16: of 16 additions each takes
-/// at most 2^-8 of the sum, which leaves 0.939 of it.
-constexpr float kFoldedNorm = 1.04f;
 
 /// Of one subspace and one block: the gap as a function of |k|.
 struct FoldedGap {

@@ -58,19 +58,6 @@ struct FoldedShared {
   }
 };
 
-/// Positions [from, end) of a tile; `base` is its first row's.
-struct FoldedTile {
-  std::int32_t base, from, end;
-};
-
-QUARRY_HD inline FoldedTile folded_tile(const Tiling& tiling, std::int32_t begin, std::int32_t n,
-                                        std::int32_t i) {
-  const Tile tile = tiling.tile(begin, n, i);
-  const std::int32_t base =
-      tiling.block_size > 0 ? tile.first_block * tiling.block_size : tile.first;
-  return {base, tile.first, tile.first + tile.count};
-}
-
 /// Where row k of a tile lies in the cache: one thread a row, since that takes divisions.
 __device__ __forceinline__ std::int64_t find_folded_key(const KeySource& source,
                                                         const FoldedTile& tile, int k) {
@@ -152,7 +139,7 @@ __device__ __forceinline__ void mean_of_folded(const KeySource& source, const Fo
 }
 
 /// At least |k| of row k; negative for a row that is not there. Squares are summed in bfloat16, in
-/// eight sums of d / 8: what is lost is kFoldedNorm's.
+/// eight sums of at most 16: what that loses is kRawNorm's.
 template <int kSteps>
 __device__ __forceinline__ float norm_of_folded(const std::uint16_t* keys, int k, bool there) {
   constexpr int kChunks = 2 * kSteps;
@@ -175,7 +162,7 @@ __device__ __forceinline__ float norm_of_folded(const std::uint16_t* keys, int k
     const float2 v = __bfloat1622float2(two);
     all += v.x + v.y;
   }
-  return there ? fmaf(kFoldedNorm, sqrtf(all), kFoldedLeast) : -1.0f;
+  return there ? fmaf(kRawNorm, sqrtf(all), kFoldedLeast) : -1.0f;
 }
 
 }  // namespace quarry::cuda

@@ -70,9 +70,8 @@ __device__ __forceinline__ void multiply_means(const FoldedTable<kSteps>& table,
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         // Rows 0 .. 2 are the first block's parts, 3 .. 5 the second's.
-        float v = lane / 12 == static_cast<std::uint32_t>(block)
-                      ? sums.high[r][e] + sums.low[r][e]
-                      : 0.0f;
+        float v = lane / 12 == static_cast<std::uint32_t>(block) ? sums.high[r][e] + sums.low[r][e]
+                                                                 : 0.0f;
 #pragma unroll
         for (int step = 4; step < 32; step *= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
         product[block][r][e] = v;

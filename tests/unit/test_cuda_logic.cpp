@@ -32,6 +32,17 @@ TEST(CudaTiling, CoversWhatIsDueOnce) {
     for (std::int32_t i = 0; i < tiling.tiles(begin, n); ++i) {
       const Tile tile = tiling.tile(begin, n, i);
       ASSERT_LE(tile.count, tiling.keys);
+      if (bs == 0 || tiling.keys % bs == 0) {
+        const FoldedTile rows = folded_tile(tiling, begin, n, i);
+        ASSERT_EQ(rows.from, tile.first);
+        ASSERT_EQ(rows.end, tile.first + tile.count);
+        ASSERT_LE(rows.base, rows.from);
+        ASSERT_LE(rows.end - rows.base, tiling.keys);
+        if (bs > 0) {
+          ASSERT_EQ(rows.base % bs, 0);
+          ASSERT_LT(rows.from - rows.base, bs);
+        }
+      }
       for (std::int32_t k = 0; k < tile.count; ++k) {
         ASSERT_LT(tile.first + k, n);
         ++tiles_of[static_cast<std::size_t>(tile.first + k)];
@@ -299,6 +310,146 @@ TEST(CudaEncodeBound, CoversKeysMultipliedAsTheyAre) {
       whole += double{v} * v;
     }
     ASSERT_GE(double{kRawNorm} * std::sqrt(double{sum}), 1.002 * std::sqrt(whole));
+  }
+}
+
+// What bound.h says of a value's halves is so, and no less would do.
+TEST(CudaEncodeBound, KnowsWhatHalvesLose) {
+  const auto lost = [](float v) {
+    const float high = bfloat16_to_float(float_to_bfloat16(v));
+    const float low = bfloat16_to_float(float_to_bfloat16(v - high));
+    return std::abs(double{v} - high - low) / v;
+  };
+  double most = 0;
+  for (std::uint32_t mantissa = 0; mantissa < 1u << 23; ++mantissa) {
+    most = std::max(most, lost(bits_to_float(0x3f800000u | mantissa)));
+  }
+  EXPECT_LE(most, double{kHalvesLoss});
+  EXPECT_GT(most, 0.99 * kHalvesLoss);
+}
+
+// The codebook multiplied into the rotation: approximate distances differ from the contract's by no
+// more than folded_gap() says, with means up to twenty times the residuals, rotations that stretch,
+// sums truncated as an mma's; and the gap leaves few near ties.
+TEST(CudaEncodeBound, CoversTheFoldedCodebook) {
+  constexpr int kDim = 128, kSub = 8, kCentroids = 16, kTrials = 300;
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  const auto bfloat16 = [](float v) { return bfloat16_to_float(float_to_bfloat16(v)); };
+  // sum + a . b, 16 terms at a time, each cut off below 2u of the largest, as an mma truncates.
+  const auto product = [](const float* a, const float* b, float sum) {
+    for (int first = 0; first < kDim; first += 16) {
+      double most = std::abs(double{sum});
+      for (int i = first; i < first + 16; ++i) most = std::max(most, std::abs(double{a[i]} * b[i]));
+      if (most == 0) continue;
+      const double grain = std::ldexp(1.0, std::ilogb(most) - 23);
+      double step = std::trunc(sum / grain);
+      for (int i = first; i < first + 16; ++i) step += std::trunc(double{a[i]} * b[i] / grain);
+      const double whole = step * grain;
+      sum = static_cast<float>(whole);
+      if (std::abs(double{sum}) > std::abs(whole)) sum = std::nextafter(sum, 0.0f);
+    }
+    return sum;
+  };
+  const auto length = [](const float* v, int stride, int count) {
+    double sum = 0;
+    for (int i = 0; i < count; ++i) sum += double{v[i * stride]} * v[i * stride];
+    return std::sqrt(sum);
+  };
+  for (const float mean_scale : {0.0f, 1.0f, 20.0f}) {
+    for (const float stretch : {1.0f, 30.0f}) {
+      std::vector<float> rotation(kDim * kSub), centroids(kCentroids * kSub);
+      for (int i = 0; i < kDim * kSub; ++i) {
+        rotation[i] = normal(random) / std::sqrt(static_cast<float>(kDim));
+        if (i % kSub == 0) rotation[i] *= stretch;
+      }
+      for (int i = 0; i < kCentroids * kSub; ++i) {
+        centroids[i] = normal(random) * (i % kSub == 0 ? stretch : 1.0f);
+      }
+      // As FoldedTable has them.
+      std::vector<float> high(kCentroids * kDim), low(kCentroids * kDim), norms(kCentroids);
+      FoldedSubspace of{};
+      double gram_most = 0;
+      for (int a = 0; a < kSub; ++a) {
+        double across = 0;
+        for (int b = 0; b < kSub; ++b) {
+          double entry = 0;
+          for (int i = 0; i < kDim; ++i)
+            entry += double{rotation[i * kSub + a]} * rotation[i * kSub + b];
+          across += std::abs(entry);
+        }
+        gram_most = std::max(gram_most, across);
+      }
+      of.stretch = static_cast<float>(std::sqrt(gram_most));
+      for (int c = 0; c < kCentroids; ++c) {
+        double size = 0, lost = 0, lever = 0;
+        for (int j = 0; j < kSub; ++j) {
+          const float v = centroids[c * kSub + j];
+          norms[c] = std::fma(v, v, norms[c]);
+          lever += std::abs(v) * length(&rotation[j], kSub, kDim);
+        }
+        for (int i = 0; i < kDim; ++i) {
+          float p = 0;
+          for (int j = 0; j < kSub; ++j) {
+            p = std::fma(rotation[i * kSub + j], -2 * centroids[c * kSub + j], p);
+          }
+          high[c * kDim + i] = bfloat16(p);
+          low[c * kDim + i] = bfloat16(p - high[c * kDim + i]);
+          const double rest = double{p} - high[c * kDim + i] - low[c * kDim + i];
+          size += double{p} * p, lost += rest * rest;
+        }
+        of.size = std::max(of.size, static_cast<float>(std::sqrt(size)));
+        of.lost = std::max(of.lost, static_cast<float>(std::sqrt(lost)));
+        of.lever = std::max(of.lever, static_cast<float>(lever));
+        of.reach = std::max(of.reach, std::sqrt(norms[c]));
+      }
+      int ties = 0;
+      double worst = 0;
+      for (int trial = 0; trial < kTrials; ++trial) {
+        std::vector<float> key(kDim), mean(kDim), parts[3] = {key, key, key};
+        float exact[kSub] = {};
+        for (int i = 0; i < kDim; ++i) {
+          mean[i] = mean_scale * normal(random);
+          key[i] = bfloat16(mean[i] + normal(random));
+          parts[0][i] = bfloat16(mean[i]), parts[1][i] = bfloat16(mean[i] - parts[0][i]);
+          parts[2][i] = bfloat16(mean[i] - parts[0][i] - parts[1][i]);
+          for (int j = 0; j < kSub; ++j) {
+            exact[j] = std::fma(key[i] - mean[i], rotation[i * kSub + j], exact[j]);
+          }
+        }
+        std::vector<float> approximate;
+        std::vector<double> error;
+        for (int c = 0; c < kCentroids; ++c) {
+          float from_mean = 0, distance = 0;
+          for (const std::vector<float>& part : parts) {
+            from_mean +=
+                product(part.data(), &high[c * kDim], 0) + product(part.data(), &low[c * kDim], 0);
+          }
+          for (int j = 0; j < kSub; ++j) {
+            const float diff = exact[j] - centroids[c * kSub + j];
+            distance = std::fma(diff, diff, distance);
+          }
+          approximate.push_back(product(key.data(), &low[c * kDim], norms[c] - from_mean) +
+                                product(key.data(), &high[c * kDim], 0));
+          error.push_back(double{approximate.back()} - distance);
+        }
+        const float gap = folded_gap(kDim, of, static_cast<float>(length(mean.data(), 1, kDim)))(
+            static_cast<float>(length(key.data(), 1, kDim)));
+        const auto [least, most] = std::minmax_element(error.begin(), error.end());
+        ASSERT_LE(*most - *least, gap);
+        worst = std::max(worst, (*most - *least) / gap);
+        std::sort(approximate.begin(), approximate.end());
+        if (!(approximate[1] - approximate[0] > gap)) ++ties;
+      }
+      EXPECT_GT(worst, 1e-3);  // the bound is of the error's kind
+      if (mean_scale < 2) {
+        EXPECT_LT(ties, kTrials / 20);
+      }
+      EXPECT_EQ(folded_gap(kDim, of, 0)(1e19f), INFINITY);
+      EXPECT_EQ(folded_gap(kDim, of, 1e19f)(1), INFINITY);
+      EXPECT_EQ(folded_gap(kDim, of, NAN)(1), INFINITY);
+      EXPECT_EQ(folded_gap(kDim, of, 0)(NAN), INFINITY);
+    }
   }
 }
 
