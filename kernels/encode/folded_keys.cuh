@@ -27,6 +27,7 @@ struct FoldedShared {
   float* norms;               ///< [2][128]: |k|, negative where there is no key
   std::int64_t* key_at;       ///< [4][128]: rows' element offsets; kNoRow
   FoldedSubspace* subspaces;  ///< [m]
+  float* starts;              ///< [m][8][16]: of the mean's parts, then of both blocks
   float* subvectors;          ///< [warps][32]: rotated again, exactly
   std::uint16_t* rows;        ///< [warps][4][d]: keys of near ties
   int* num_ties;
@@ -50,6 +51,7 @@ struct FoldedShared {
     norms = reinterpret_cast<float*>(take(2 * kFoldedKeys, 4));
     key_at = reinterpret_cast<std::int64_t*>(take(4 * kFoldedKeys, 8));
     subspaces = reinterpret_cast<FoldedSubspace*>(take(m, sizeof(FoldedSubspace)));
+    starts = reinterpret_cast<float*>(take(m * 8 * 16, 4));
     subvectors = reinterpret_cast<float*>(take(warps * 32, 4));
     rows = reinterpret_cast<std::uint16_t*>(take(warps * 4 * d, 2));
     num_ties = reinterpret_cast<int*>(take(1, 4));

@@ -44,40 +44,41 @@ struct FoldedSums {
   }
 };
 
-/// mean . P of both blocks of a tile, of the lane's four centroids.
+/// What the distances of a tile start from, |c|^2 - mean . P_c, to rows 6 (first block) and 7 of
+/// `starts`, [8][16], the warp's own.
 template <int kSteps>
-__device__ __forceinline__ void multiply_means(const FoldedTable<kSteps>& table,
-                                               const std::uint16_t* parts,
-                                               float (&product)[kFoldedBlocks][2][2]) {
+__device__ __forceinline__ void start_distances(const FoldedTable<kSteps>& table, bool means,
+                                                const std::uint16_t* parts, float* starts) {
   constexpr std::uint32_t kDim = 16 * kSteps;
   const std::uint32_t lane = threadIdx.x % 32;
-  // Eight rows; a load brings two steps.
-  const std::uint32_t place = static_cast<std::uint32_t>(__cvta_generic_to_shared(parts)) +
-                              lane % 8 * kDim * 2 + (lane / 8 ^ lane % 8) * 16;
-  FoldedSums sums{};
+  float start = table.norm;
+  if (means) {
+    // Eight rows; a load brings two steps.
+    const std::uint32_t place = static_cast<std::uint32_t>(__cvta_generic_to_shared(parts)) +
+                                lane % 8 * kDim * 2 + (lane / 8 ^ lane % 8) * 16;
+    FoldedSums sums{};
 #pragma unroll
-  for (int p = 0; p < kSteps / 2; ++p) {
-    std::uint32_t two[4];
-    load_matrices_at(two, (place ^ (p % 2 * 64)) + p / 2 * 128);
-    const std::uint32_t a[4] = {two[0], 0, two[1], 0}, b[4] = {two[2], 0, two[3], 0};
-    sums.add(table, 2 * p, a);
-    sums.add(table, 2 * p + 1, b);
-  }
+    for (int p = 0; p < kSteps / 2; ++p) {
+      std::uint32_t two[4];
+      load_matrices_at(two, (place ^ (p % 2 * 64)) + p / 2 * 128);
+      const std::uint32_t a[4] = {two[0], 0, two[1], 0}, b[4] = {two[2], 0, two[3], 0};
+      sums.add(table, 2 * p, a);
+      sums.add(table, 2 * p + 1, b);
+    }
+    if (lane / 4 < 6) {
 #pragma unroll
-  for (int block = 0; block < kFoldedBlocks; ++block) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        // Rows 0 .. 2 are the first block's parts, 3 .. 5 the second's.
-        float v = lane / 12 == static_cast<std::uint32_t>(block) ? sums.high[r][e] + sums.low[r][e]
-                                                                 : 0.0f;
-#pragma unroll
-        for (int step = 4; step < 32; step *= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
-        product[block][r][e] = v;
+      for (int r = 0; r < 2; ++r) {
+        *reinterpret_cast<float2*>(starts + lane / 4 * 16 + r * 8 + lane % 4 * 2) =
+            make_float2(sums.high[r][0] + sums.low[r][0], sums.high[r][1] + sums.low[r][1]);
       }
     }
+    __syncwarp();
+    // Rows 0 .. 2 are the first block's parts, 3 .. 5 the second's.
+    const float* of = starts + lane / 16 * (3 * 16) + lane % 16;
+    start -= of[0] + of[16] + of[32];
   }
+  starts[6 * 16 + lane] = start;
+  __syncwarp();
 }
 
 /// Of two subvectors, merged with what the lane `step` away has of them, the one that is this
@@ -138,8 +139,18 @@ __device__ __forceinline__ bool nearest_of_tile(const FoldedTable<kSteps>& table
   bool crowded = false;
   const int lane = static_cast<int>(threadIdx.x) % 32, s = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4, t = lane % 4;
-  float product[kFoldedBlocks][2][2] = {};
-  if (means) multiply_means<kSteps>(table, sh.mean_parts + parity * 8 * kDim, product);
+  float* const starts = sh.starts + s * (8 * 16);
+  start_distances<kSteps>(table, means, sh.mean_parts + parity * 8 * kDim, starts);
+  // Of block t % 2, to be had from the first two lanes.
+  float square = 0;
+  if (means) {
+#pragma unroll
+    for (int i = 0; i < kDim / 64; ++i) {
+      square += sh.mean_squares[(parity * kFoldedBlocks + t % 2) * (kDim / 64) + i];
+    }
+  }
+  const FoldedGap gaps =
+      folded_gap(kDim, sh.subspaces[s], means ? 1.0001f * sqrtf(square) + kFoldedLeast : 0.0f);
   std::uint32_t ids[2][2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -154,22 +165,15 @@ __device__ __forceinline__ bool nearest_of_tile(const FoldedTable<kSteps>& table
   int row = t * 8 + g;                              // the lane's key of each 32
 #pragma unroll 1
   for (int block = 0; block < kFoldedBlocks; ++block) {
-    float square = 0;
-    if (means) {
-#pragma unroll
-      for (int i = 0; i < kDim / 64; ++i) {
-        square += sh.mean_squares[(parity * kFoldedBlocks + block) * (kDim / 64) + i];
-      }
-    }
-    const FoldedGap gap =
-        folded_gap(kDim, sh.subspaces[s], means ? 1.0001f * sqrtf(square) + kFoldedLeast : 0.0f);
+    const FoldedGap gap{__shfl_sync(0xffffffffu, gaps.slope, block),
+                        __shfl_sync(0xffffffffu, gaps.fixed, block), gaps.stretch,
+                        __shfl_sync(0xffffffffu, gaps.shift, block)};
     float start[2][2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        start[r][e] = table.norm[r][e] - (block == 0 ? product[0][r][e] : product[1][r][e]);
-      }
+      const float2 two =
+          *reinterpret_cast<const float2*>(starts + (6 + block) * 16 + r * 8 + t * 2);
+      start[r][0] = two.x, start[r][1] = two.y;
     }
 #pragma unroll 1
     for (int group = 0; group < 2; ++group, place += 2 * kRows16, row += 32) {

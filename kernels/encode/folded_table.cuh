@@ -21,18 +21,12 @@ __device__ __forceinline__ float largest_of_warp(float v) {
   return __uint_as_float(bits);
 }
 
-/// The sum over the four lanes of a quad.
-__device__ __forceinline__ float sum_of_quad(float v) {
-  v += __shfl_xor_sync(0xffffffffu, v, 1);
-  return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
-
 /// A lane's part: of centroids g and g + 8 dimensions 2t, 2t + 1, 2t + 8, 2t + 9 of each step.
 template <int kSteps>
 struct FoldedTable {
   static constexpr int kDim = 16 * kSteps, kSub = 8, kSub2 = 16;  // dsub, ksub
   std::uint32_t high[kSteps][4], low[kSteps][4];
-  float norm[2][2];  ///< |c|^2 of centroids 2t, 2t + 1, 2t + 8, 2t + 9
+  float norm;  ///< |c|^2 of centroid lane % 16
 
   /// rotation: column of the subspace's first dimension; codebook: [8][16], the subspace's.
   /// What the bound needs to know of it is returned.
@@ -83,35 +77,32 @@ struct FoldedTable {
         }
       }
     }
-    of.size = sqrtf(largest_of_warp(fmaxf_nan(sum_of_quad(size[0]), sum_of_quad(size[1]))));
-    of.lost = sqrtf(largest_of_warp(fmaxf_nan(sum_of_quad(lost[0]), sum_of_quad(lost[1]))));
+    of.size = sqrtf(largest_of_warp(fmaxf_nan(sum_of_four(size[0]), sum_of_four(size[1]))));
+    of.lost = sqrtf(largest_of_warp(fmaxf_nan(sum_of_four(lost[0]), sum_of_four(lost[1]))));
     of.reach = sqrtf(largest_of_warp(fmaxf_nan(square[0], square[1])));
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        norm[r][e] = __shfl_sync(0xffffffffu, square[r], (2 * t + e) * 4);
-      }
-    }
+    const float lower = __shfl_sync(0xffffffffu, square[0], lane % 8 * 4);
+    const float upper = __shfl_sync(0xffffffffu, square[1], lane % 8 * 4);
+    norm = lane % 16 < 8 ? lower : upper;
     // |R_j|^2, and row g of the products of the subspace's columns with each other.
     float column[kSub] = {}, gram[kSub] = {};
 #pragma unroll 4
     for (int i = t; i < kDim; i += 4) {
-      const float* row = rotation + i * kDim;
-      const float own = __ldg(row + g);
+      const float4* row = reinterpret_cast<const float4*>(rotation + i * kDim);
+      const float own = __ldg(rotation + i * kDim + g);
+      const float4 a = __ldg(row), b = __ldg(row + 1);
+      const float v[kSub] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
       for (int j = 0; j < kSub; ++j) {
-        const float v = __ldg(row + j);
-        column[j] = fmaf(v, v, column[j]);
-        gram[j] = fmaf(own, v, gram[j]);
+        column[j] = fmaf(v[j], v[j], column[j]);
+        gram[j] = fmaf(own, v[j], gram[j]);
       }
     }
     float all = 0, across = 0, lever[2] = {0, 0};
 #pragma unroll
     for (int j = 0; j < kSub; ++j) {
-      const float length2 = sum_of_quad(column[j]);
+      const float length2 = sum_of_four(column[j]);
       all += length2;
-      across += fabsf(sum_of_quad(gram[j]));
+      across += fabsf(sum_of_four(gram[j]));
       const float length = sqrtf(length2) + kFoldedLeast;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {

@@ -15,11 +15,6 @@ __device__ __forceinline__ float approximate_sqrt(float v) {
   return root;
 }
 
-__device__ __forceinline__ float sum_of_four(float v) {
-  v += __shfl_xor_sync(0xffffffffu, v, 1);
-  return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
-
 /// The least and second least of some distances whose low mantissa bits are the centroid's id.
 struct TwoLeast {
   float least, second;
