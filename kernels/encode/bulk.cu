@@ -30,32 +30,43 @@ Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t t
   return launch_kernel<kKernel>("encode", launch, grid, threads, bytes, p, tiling, blocks, args...);
 }
 
+Status launch_folded(const EncodeParams& p, std::size_t bytes, const Launch& launch) {
+  const IndexView& ix = p.index;
+  const Tiling tiling{kFoldedKeys, ix.block_size, ix.encode_from};
+  const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
+  if (tiles == 0) return {};
+  const int threads = 4 * ix.head_dim;
+  return ix.head_dim == 128
+             ? launch_tensor<encode_folded_kernel<8>>(p, tiling, tiles, bytes, threads, launch)
+             : launch_tensor<encode_folded_kernel<4>>(p, tiling, tiles, bytes, threads, launch);
+}
+
 // A prefill on tensor cores; *served tells whether the shape is one of theirs.
 Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& launch,
                               bool* served) {
   const IndexView& ix = p.index;
   *served = false;
   if (!tensor_cores_serve(ix)) return {};
-  const bool folds = folded_serves(ix, p.keys.dtype, wide);
-  const Tiling tiling{folds ? kFoldedKeys : kTensorKeys, ix.block_size, ix.encode_from};
-  const std::size_t bytes = folds ? FoldedShared(nullptr, ix.head_dim, ix.num_subspaces).bytes
-                                  : TensorShared(nullptr, ix, tiling).bytes;
   int most = 0;
   if (cudaError_t e =
           cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, launch.device);
       e != cudaSuccess) {
     return to_status(e, "encode: cudaDeviceGetAttribute");
   }
-  if (bytes > static_cast<std::size_t>(most)) return {};
+  const auto fits = [&](std::size_t bytes) { return bytes <= static_cast<std::size_t>(most); };
+  if (folded_serves(ix, p.keys.dtype, wide)) {
+    const std::size_t bytes = FoldedShared(nullptr, ix.head_dim, ix.num_subspaces).bytes;
+    if (fits(bytes)) {
+      *served = true;
+      return launch_folded(p, bytes, launch);
+    }
+  }
+  const Tiling tiling{kTensorKeys, ix.block_size, ix.encode_from};
+  const std::size_t bytes = TensorShared(nullptr, ix, tiling).bytes;
+  if (!fits(bytes)) return {};
   *served = true;
   const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
   if (tiles == 0) return {};
-  if (folds) {
-    const int threads = 4 * ix.head_dim;
-    return ix.head_dim == 128
-               ? launch_tensor<encode_folded_kernel<8>>(p, tiling, tiles, bytes, threads, launch)
-               : launch_tensor<encode_folded_kernel<4>>(p, tiling, tiles, bytes, threads, launch);
-  }
   if (raw_keys_serve(ix, p.keys.dtype, wide)) {
     return launch_tensor<encode_raw_kernel<8, 2, 0>>(p, tiling, tiles, bytes, kTensorThreads,
                                                      launch);

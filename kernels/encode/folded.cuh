@@ -25,6 +25,7 @@ struct FoldedBatch {
   std::int32_t begin, n;
   std::int32_t first, stride;  ///< its tiles: first, first + stride, ...
   int round;                   ///< how many tiles came before its first one
+  std::uint16_t* rows;         ///< shared, [warps][4][d]: a place for keys of near ties
 
   __device__ __forceinline__ FoldedTile tile(int i) const {
     return folded_tile(tiling, begin, n, first + i * stride);
@@ -38,7 +39,7 @@ struct FoldedKeys {
   const FoldedBatch& batch;
 
   __device__ __forceinline__ std::uint16_t* mine() const {
-    return batch.sh.rows + static_cast<int>(threadIdx.x) / kWidth * kDim;
+    return batch.rows + static_cast<int>(threadIdx.x) / kWidth * kDim;
   }
   __device__ __forceinline__ void begin(int row) const {
     const std::int64_t at =
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(64 * kSteps, 8 / kSteps)
     if (tid % 32 == 0) sh.subspaces[s] = of;
   }
 
-  FoldedBatch batch{source, sh, tiling, st.begin, st.n, first, blocks, 0};
+  FoldedBatch batch{source, sh, tiling, st.begin, st.n, first, blocks, 0, nullptr};
   bool crowded = false;
   for (int round = -1; round <= rounds; ++round) {
     wait_for_copies();
@@ -161,6 +162,7 @@ __global__ void __launch_bounds__(64 * kSteps, 8 / kSteps)
     const int held = round - batch.round;  // tiles of the batch that have been multiplied
     if (held > 0 && (held == kFoldedBatch || round == rounds || crowded)) {
       crowded = false;
+      batch.rows = keys_of(round + 2);  // nobody's until it is fetched
       finish_batch<kSteps>(batch, held, rotation, codebook);
       batch.round = round;
       batch.first = first + round * blocks;

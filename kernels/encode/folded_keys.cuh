@@ -29,7 +29,6 @@ struct FoldedShared {
   FoldedSubspace* subspaces;  ///< [m]
   float* starts;              ///< [m][8][16]: of the mean's parts, then of both blocks
   float* subvectors;          ///< [warps][32]: rotated again, exactly
-  std::uint16_t* rows;        ///< [warps][4][d]: keys of near ties
   int* num_ties;
   std::uint16_t* ties;  ///< [kFoldedTieRoom]: (tile of the batch * 128 + row) * m + s
   std::uint8_t* codes;  ///< [m][8 * 128]
@@ -53,7 +52,6 @@ struct FoldedShared {
     subspaces = reinterpret_cast<FoldedSubspace*>(take(m, sizeof(FoldedSubspace)));
     starts = reinterpret_cast<float*>(take(m * 8 * 16, 4));
     subvectors = reinterpret_cast<float*>(take(warps * 32, 4));
-    rows = reinterpret_cast<std::uint16_t*>(take(warps * 4 * d, 2));
     num_ties = reinterpret_cast<int*>(take(1, 4));
     ties = reinterpret_cast<std::uint16_t*>(take(kFoldedTieRoom, 2));
     codes = take(m * kFoldedBatch * kFoldedKeys, 1);
