@@ -470,7 +470,7 @@ TEST_P(BulkEncode, GivesTheBytesThatStepsGive) {
 void many_tiles_give_the_bytes_that_steps_give(Backend backend, int positions) {
   for (const int dim : {64, 128}) {
     for (const int block : {0, 64}) {
-      for (const Values keys : {Values::gaussian, Values::two_valued}) {
+      for (const Values keys : {Values::gaussian, Values::huge_cluster}) {
         Scenario s;
         s.backend = backend;
         s.config = small_config();
