@@ -85,27 +85,24 @@ QUARRY_HD inline float safe_gap(int dsub, int bits, float loss, float part, cons
   return all < kMostReach ? fmaf(kTwice, off, 1e-30f) : INFINITY;
 }
 
-/// Where the codebook is multiplied into the rotation, P_c = -2 R_s c (folded.cuh): what is known
-/// of a subspace.
-struct FoldedSubspace {
-  float size;     ///< the largest |P_c|
-  float lost;     ///< the largest |P_c - its halves|
+/// Where a warp keeps the rotation's columns of a subspace (columns.cuh): what is known of it.
+struct ColumnsSubspace {
   float lever;    ///< the largest sum_j |R_j| |c_j|
+  float lost;     ///< the largest sum_j |R_j - its halves| |c_j|
   float reach;    ///< the largest |c|
   float stretch;  ///< at least |x . R_s| / |x|, whatever x
 };
 /// Added to every norm, for what underflowed in its squares.
-constexpr float kFoldedLeast = 1e-17f;
+constexpr float kColumnsLeast = 1e-17f;
 
-/// Of one subspace and one block: the gap as a function of |k|.
-struct FoldedGap {
+/// Of one subspace (dsub 8) and one block: the gap as a function of |k|.
+struct ColumnsGap {
   float slope, fixed, stretch, shift;
 
   /// The gap above which the least is the contract's nearest, as safe_gap(), but for what the
-  /// ids take: that is folded_id_loss() of both distances.
+  /// ids take: that is columns_id_loss() of both distances.
   QUARRY_HD float operator()(float key) const {
-    // 10 roundings of the contract's distance, itself at most (stretch n + reach)^2.
-    constexpr float kCurve = 2 * kSlack * kSlack * 10 * kUnit;
+    constexpr float kCurve = 2 * kSlack * kSlack * 70 * kUnit;
     const float all = fmaf(stretch, key, shift);
     const float gap = fmaf(slope, key, fmaf(kCurve * all, all, fixed));
     return all < kMostReach ? gap : INFINITY;
@@ -113,30 +110,29 @@ struct FoldedGap {
 };
 
 /// mean: |mean|, 0 without blocks. With n = |k| + |mean|, which is at least the residual's length,
-/// the approximate |c|^2 + k . P_c - mean . P_c is off by at most
-///   n lost                               P's halves
-/// + n 16u lever                          P itself, a chain of 8 roundings
-/// + mma (|k| + 2 |mean|) size            d / 16 mmas of depth 16, of P's high halves and (2^-8 of
-/// + mma reach^2                          that) its low ones, which start from |c|^2 - mean . P_c;
-///                                        the same for mean . P_c
-/// + 12u (n size + reach^2)               the sums outside of the mmas, and |c|^2
-/// and the contract's by
-///   2 (d + 1) u n lever                  the residual's rounding, the rotation's chain
-/// + 10u (stretch n + reach)^2            the distance's
+/// and a = stretch n + reach, no less than |x'| + |c|, the difference of two distances is off by
+/// twice, and each by at most
+///   2 n lost                             R's halves, in -2 x.c
+/// + 2 (mma + 12u) (n + |mean|) lever     d / 16 mmas of depth 16 of R's high halves and (2^-8 of
+///                                        that) its low ones, which start from -mean . R_j; the
+///                                        same for mean . R_j; the sums outside of the mmas
+/// + 2 (d + 1) u n lever                  the contract: the residual's rounding, a chain of d
+/// + 2 kSplitLoss stretch n reach         the halves of x~ and c
+/// + 52u a^2                              mmas of depth 16 and 8 that start from |c|^2
+/// + 18u a^2                              |c|^2, and the contract's distance: 8 and 10 roundings
 /// Products that underflow take less than 1e-30.
-QUARRY_HD inline FoldedGap folded_gap(int d, const FoldedSubspace& of, float mean) {
+QUARRY_HD inline ColumnsGap columns_gap(int d, const ColumnsSubspace& of, float mean) {
   constexpr float kTwice = 2 * kSlack * kSlack;
   const auto depth = static_cast<float>(d);
-  const float mma = depth / 16 * 17 * 2 * kUnit;
-  const float size = of.size + kFoldedLeast, reach = of.reach + kFoldedLeast;
-  const float lever = of.lever + kFoldedLeast, stretch = of.stretch + kFoldedLeast;
+  const float mma = depth / 16 * 17 * 2 * kUnit + 12 * kUnit;
+  const float reach = of.reach + kColumnsLeast, stretch = of.stretch + kColumnsLeast;
   const float slope =
-      of.lost + kFoldedLeast + (2 * depth + 18) * kUnit * lever + (mma + 12 * kUnit) * size;
-  const float fixed = fmaf(slope + mma * size, mean, (mma + 12 * kUnit) * reach * reach);
+      2 * (of.lost + (mma + (depth + 1) * kUnit) * of.lever) + 2 * kSplitLoss * stretch * reach;
+  const float fixed = (slope + 2 * mma * of.lever) * mean;
   return {kTwice * slope, fmaf(kTwice, fixed, 1e-30f), stretch, fmaf(stretch, mean, reach)};
 }
 /// Of a distance: its low mantissa bits, which give way to the centroid's id.
-QUARRY_HD constexpr float folded_id_loss(int bits) {
+QUARRY_HD constexpr float columns_id_loss(int bits) {
   return kSlack * static_cast<float>(1 << bits) * 2 * kUnit;
 }
 

@@ -4,8 +4,8 @@
 #include "encode/bulk.h"
 
 #include "common/launch.h"
+#include "encode/columns.cuh"
 #include "encode/exact.cuh"
-#include "encode/folded.cuh"
 #include "encode/tensor.cuh"
 #include "encode/tensor_raw.cuh"
 
@@ -30,15 +30,15 @@ Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t t
   return launch_kernel<kKernel>("encode", launch, grid, threads, bytes, p, tiling, blocks, args...);
 }
 
-Status launch_folded(const EncodeParams& p, std::size_t bytes, const Launch& launch) {
+Status launch_columns(const EncodeParams& p, std::size_t bytes, const Launch& launch) {
   const IndexView& ix = p.index;
-  const Tiling tiling{kFoldedKeys, ix.block_size, ix.encode_from};
+  const Tiling tiling{kColumnsKeys, ix.block_size, ix.encode_from};
   const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
   if (tiles == 0) return {};
   const int threads = 4 * ix.head_dim;
   return ix.head_dim == 128
-             ? launch_tensor<encode_folded_kernel<8>>(p, tiling, tiles, bytes, threads, launch)
-             : launch_tensor<encode_folded_kernel<4>>(p, tiling, tiles, bytes, threads, launch);
+             ? launch_tensor<encode_columns_kernel<8>>(p, tiling, tiles, bytes, threads, launch)
+             : launch_tensor<encode_columns_kernel<4>>(p, tiling, tiles, bytes, threads, launch);
 }
 
 // A prefill on tensor cores; *served tells whether the shape is one of theirs.
@@ -54,11 +54,11 @@ Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& la
     return to_status(e, "encode: cudaDeviceGetAttribute");
   }
   const auto fits = [&](std::size_t bytes) { return bytes <= static_cast<std::size_t>(most); };
-  if (folded_serves(ix, p.keys.dtype, wide)) {
-    const std::size_t bytes = FoldedShared(nullptr, ix.head_dim, ix.num_subspaces).bytes;
+  if (columns_serves(ix, p.keys.dtype, wide)) {
+    const std::size_t bytes = ColumnsShared(nullptr, ix.head_dim, ix.num_subspaces).bytes;
     if (fits(bytes)) {
       *served = true;
-      return launch_folded(p, bytes, launch);
+      return launch_columns(p, bytes, launch);
     }
   }
   const Tiling tiling{kTensorKeys, ix.block_size, ix.encode_from};

@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
                                               ((i / 4) ^ swizzle(row)) * 4);
     };
     settle_ties<kTiles, kUnits, kTensorThreads, kUnits <= 2 ? 32 : 16>(
-        ix.ksub, rotation, codebook, NearTies{sh.ties, sh.num_ties, sh.subvectors},
-        TileKeys{residual, sh.codes});
+        ix.ksub, codebook, NearTies{sh.ties, sh.num_ties, sh.subvectors},
+        TileKeys{residual, rotation, sh.codes});
     __syncthreads();
     store_tile_codes(ix, sh);
   }

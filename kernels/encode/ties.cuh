@@ -19,22 +19,25 @@ struct NearTies {
 template <typename Residual>
 struct TileKeys {
   Residual residual;
-  std::uint8_t* codes;  ///< by item
+  const float* rotations;  ///< null: none
+  std::uint8_t* codes;     ///< by item
 
+  __device__ __forceinline__ bool rotates() const { return rotations != nullptr; }
+  __device__ __forceinline__ float rotation(int at) const { return __ldg(rotations + at); }
   __device__ __forceinline__ void begin(int) const {}
   __device__ __forceinline__ void put(int item, std::uint8_t code) const { codes[item] = code; }
 };
 template <typename Residual>
-TileKeys(Residual, std::uint8_t*) -> TileKeys<Residual>;
+TileKeys(Residual, const float*, std::uint8_t*) -> TileKeys<Residual>;
 
 /// The near ties once more, exactly; a warp takes as many as its lanes hold dimensions of,
 /// each a group of lanes: first a lane a dimension, then a lane a centroid.
 /// Of the thread block's kThreads all call it. kLoads: elements of the rotation in flight.
+/// keys.rotates(), keys.rotation(i * d + j): whether there is one, and an element of it;
 /// keys.begin(row): a group of lanes is about to ask for row; keys.residual(row, i): its dimensions
 /// i .. i + 3, a multiple of four, before rotation; keys.put(item, code).
 template <int kTiles, int kUnits, int kThreads, int kLoads, typename Keys>
-__device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ rotation,
-                                            const float* __restrict__ codebook,
+__device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ codebook,
                                             const NearTies& near, const Keys& keys) {
   constexpr int kDim = 16 * kTiles, kSub = 8 * kUnits, kSubspaces = kDim / kSub;
   constexpr int kWidth = kSub < 32 ? kSub : 32, kAtOnce = 32 / kWidth;
@@ -61,13 +64,13 @@ __device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ 
     for (int j = lane % kWidth; j < kSub; j += kWidth) {
       const int column = s * kSub + j;
       float v = 0;
-      if (rotation == nullptr) {
+      if (!keys.rotates()) {
         const float4 u = keys.residual(row, column & ~3);
         v = column % 4 == 0 ? u.x : column % 4 == 1 ? u.y : column % 4 == 2 ? u.z : u.w;
       } else {
         const auto load = [&](int i, float(&r)[kLoads]) {
 #pragma unroll
-          for (int l = 0; l < kLoads; ++l) r[l] = __ldg(rotation + column + (i + l) * kDim);
+          for (int l = 0; l < kLoads; ++l) r[l] = keys.rotation(column + (i + l) * kDim);
         };
         const auto add = [&](int i, const float(&r)[kLoads]) {
 #pragma unroll

@@ -33,7 +33,7 @@ TEST(CudaTiling, CoversWhatIsDueOnce) {
       const Tile tile = tiling.tile(begin, n, i);
       ASSERT_LE(tile.count, tiling.keys);
       if (bs == 0 || tiling.keys % bs == 0) {
-        const FoldedTile rows = folded_tile(tiling, begin, n, i);
+        const ColumnsTile rows = columns_tile(tiling, begin, n, i);
         ASSERT_EQ(rows.from, tile.first);
         ASSERT_EQ(rows.end, tile.first + tile.count);
         ASSERT_LE(rows.base, rows.from);
@@ -329,9 +329,9 @@ TEST(CudaEncodeBound, KnowsWhatHalvesLose) {
 }
 
 // The codebook multiplied into the rotation: approximate distances differ from the contract's by no
-// more than folded_gap() says, with means up to twenty times the residuals, rotations that stretch,
+// more than columns_gap() says, with means up to twenty times the residuals, rotations that stretch,
 // sums truncated as an mma's; and the gap leaves few near ties.
-TEST(CudaEncodeBound, CoversTheFoldedCodebook) {
+TEST(CudaEncodeBound, CoversTheColumnsCodebook) {
   constexpr int kDim = 128, kSub = 8, kCentroids = 16, kTrials = 300;
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
@@ -366,9 +366,9 @@ TEST(CudaEncodeBound, CoversTheFoldedCodebook) {
       for (int i = 0; i < kCentroids * kSub; ++i) {
         centroids[i] = normal(random) * (i % kSub == 0 ? stretch : 1.0f);
       }
-      // As FoldedTable has them.
+      // As ColumnsTable has them.
       std::vector<float> high(kCentroids * kDim), low(kCentroids * kDim), norms(kCentroids);
-      FoldedSubspace of{};
+      ColumnsSubspace of{};
       double gram_most = 0;
       for (int a = 0; a < kSub; ++a) {
         double across = 0;
@@ -433,7 +433,7 @@ TEST(CudaEncodeBound, CoversTheFoldedCodebook) {
                                 product(key.data(), &high[c * kDim], 0));
           error.push_back(double{approximate.back()} - distance);
         }
-        const float gap = folded_gap(kDim, of, static_cast<float>(length(mean.data(), 1, kDim)))(
+        const float gap = columns_gap(kDim, of, static_cast<float>(length(mean.data(), 1, kDim)))(
             static_cast<float>(length(key.data(), 1, kDim)));
         const auto [least, most] = std::minmax_element(error.begin(), error.end());
         ASSERT_LE(*most - *least, gap);
@@ -445,10 +445,10 @@ TEST(CudaEncodeBound, CoversTheFoldedCodebook) {
       if (mean_scale < 2 && stretch < 2) {
         EXPECT_LT(ties, kTrials / 20);
       }
-      EXPECT_EQ(folded_gap(kDim, of, 0)(1e19f), INFINITY);
-      EXPECT_EQ(folded_gap(kDim, of, 1e19f)(1), INFINITY);
-      EXPECT_EQ(folded_gap(kDim, of, NAN)(1), INFINITY);
-      EXPECT_EQ(folded_gap(kDim, of, 0)(NAN), INFINITY);
+      EXPECT_EQ(columns_gap(kDim, of, 0)(1e19f), INFINITY);
+      EXPECT_EQ(columns_gap(kDim, of, 1e19f)(1), INFINITY);
+      EXPECT_EQ(columns_gap(kDim, of, NAN)(1), INFINITY);
+      EXPECT_EQ(columns_gap(kDim, of, 0)(NAN), INFINITY);
     }
   }
 }
