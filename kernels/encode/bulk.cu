@@ -68,8 +68,10 @@ Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& la
   const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
   if (tiles == 0) return {};
   if (raw_keys_serve(ix, p.keys.dtype, wide)) {
-    return launch_tensor<encode_raw_kernel<8, 2, 0>>(p, tiling, tiles, bytes, kTensorThreads,
-                                                     launch);
+    return ix.dsub == 16 ? launch_tensor<encode_raw_kernel<8, 2, 0>>(p, tiling, tiles, bytes,
+                                                                     kTensorThreads, launch)
+                         : launch_tensor<encode_raw_kernel<8, 1, 4>>(p, tiling, tiles, bytes,
+                                                                     kTensorThreads, launch);
   }
   const auto go = [&]<int kTiles, int kUnits>() {
     return launch_tensor<encode_tensor_kernel<kTiles, kUnits>>(p, tiling, tiles, bytes,

@@ -265,11 +265,13 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   }
 }
 
-/// True where `encode_raw_kernel` serves what the tensor cores serve: twice the dsub that
-/// IndexerConfig::recommended() asks for.
+/// True where `encode_raw_kernel` serves what the tensor cores serve: d = 128 with twice the dsub
+/// that IndexerConfig::recommended() asks for, or with that one where shared memory is too small
+/// for columns.cuh.
 inline bool raw_keys_serve(const IndexView& ix, DType dtype, bool wide) {
-  return ix.dsub == 16 && ix.head_dim == 128 && wide && dtype == DType::bfloat16 &&
-         ix.rotation != nullptr && (ix.block_size == 0 || ix.block_size == kTensorKeys);
+  return ix.head_dim == 128 && (ix.dsub == 16 || (ix.dsub == 8 && ix.bits == 4)) && wide &&
+         dtype == DType::bfloat16 && ix.rotation != nullptr &&
+         (ix.block_size == 0 || ix.block_size == kTensorKeys);
 }
 
 }  // namespace quarry::cuda
