@@ -48,14 +48,19 @@ QUARRY_HD constexpr float raw_rotation_loss(int d) {
 /// each off by 2^-8 of the sum, may leave 0.939 of it; an approximate root and sum besides.
 constexpr float kRawNorm = 1.04f;
 
-/// What the distance |c|^2 - 2 x~ . c is off by for reasons that scale with (|x~| + |c|)^2:
-/// three passes of dsub / 8 mmas of depth 8 that start from |c|^2 (half as many of depth 16
-/// lose less, and so does one of depth 16 for two passes), the roundings of the contract's chain,
-/// of |c|^2 and of the sum, and the low mantissa bits that give way to the centroid's id: of
-/// `bits`, 2^bits of 2u each.
-QUARRY_HD constexpr float distance_loss(int dsub, int bits) {
+/// What the distance |c|^2 - 2 x~ . c is off by for reasons that scale with (|x~| + |c|)^2: mmas
+/// that start from |c|^2, three passes of dsub / 16 of depth 16, or where dsub is 8 one of depth 16
+/// for two passes and one of depth 8; dsub roundings of |c|^2; of the contract, the difference's,
+/// which counts twice, and its chain's.
+QUARRY_HD constexpr float distance_loss(int dsub) {
   const auto n = static_cast<float>(dsub);
-  return (3 * (n / 8) * 9 + n + 4 + static_cast<float>(1 << bits)) * 2 * kUnit;
+  const float terms = dsub == 8 ? 17 + 9 : 3 * (n / 16) * 17;
+  return (2 * terms + n + (n + 2)) * kUnit;
+}
+/// What a distance is off by, as a part of itself, for its low mantissa bits, which give way to the
+/// centroid's id: 2^bits of 2u each.
+QUARRY_HD constexpr float id_loss(int bits) {
+  return kSlack * static_cast<float>(1 << bits) * 2 * kUnit;
 }
 
 /// What is known of a subspace of one KV head. Zeros for spread and lever where there is no
@@ -66,22 +71,21 @@ struct Subspace {
   float lever;   ///< the largest sum_j |R_j| |c_j|
 };
 
-/// The gap between the two least approximate distances above which the least is the
-/// contract's nearest; infinite where nothing is proven. loss: rotation_loss |x|, x before
-/// rotation, or raw_rotation_loss (|k| + |mean|); part: |x~| of the subspace.
-/// By Cauchy and Schwarz |x~_j - x'_j| <= loss |R_j|, hence |x~ - x'| <= loss spread =: r, and
-/// per centroid
+/// The gap between the two least approximate distances above which, and above id_loss() of both,
+/// the least is the contract's nearest; infinite where nothing is proven. loss: rotation_loss |x|,
+/// x before rotation, or raw_rotation_loss (|k| + |mean|); part: |x~| of the subspace. By Cauchy
+/// and Schwarz |x~_j - x'_j| <= loss |R_j|, hence |x~ - x'| <= loss spread =: r, and per centroid
 ///   2 loss lever                            x~ for x' in -2 x.c
 /// + 2 kSplitLoss part reach                 the halves of x~ and c
 /// + distance_loss (part + reach + r)^2      the rest
 /// The absolute term stands for products that underflow: norms below 1e-19 may come as 0, which
 /// takes less than 1e-3 * 1e-19 * reach away; that exceeds the last term only where reach is
 /// below 1e-15.
-QUARRY_HD inline float safe_gap(int dsub, int bits, float loss, float part, const Subspace& of) {
+QUARRY_HD inline float safe_gap(int dsub, float loss, float part, const Subspace& of) {
   constexpr float kTwice = 2 * kSlack * kSlack;
   const float all = fmaf(loss, of.spread, part + of.reach);
   const float products = fmaf(2 * loss, of.lever, 2 * kSplitLoss * part * of.reach);
-  const float off = fmaf(distance_loss(dsub, bits), all * all, products);
+  const float off = fmaf(distance_loss(dsub), all * all, products);
   return all < kMostReach ? fmaf(kTwice, off, 1e-30f) : INFINITY;
 }
 
@@ -99,8 +103,8 @@ constexpr float kColumnsLeast = 1e-17f;
 struct ColumnsGap {
   float slope, fixed, stretch, shift;
 
-  /// The gap above which the least is the contract's nearest, as safe_gap(), but for what the
-  /// ids take: that is columns_id_loss() of both distances.
+  /// The gap above which the least is the contract's nearest, as safe_gap() has it: id_loss()
+  /// of both distances comes on top.
   QUARRY_HD float operator()(float key) const {
     constexpr float kCurve = 2 * kSlack * kSlack * 70 * kUnit;
     const float all = fmaf(stretch, key, shift);
@@ -130,10 +134,6 @@ QUARRY_HD inline ColumnsGap columns_gap(int d, const ColumnsSubspace& of, float 
       2 * (of.lost + (mma + (depth + 1) * kUnit) * of.lever) + 2 * kSplitLoss * stretch * reach;
   const float fixed = (slope + 2 * mma * of.lever) * mean;
   return {kTwice * slope, fmaf(kTwice, fixed, 1e-30f), stretch, fmaf(stretch, mean, reach)};
-}
-/// Of a distance: its low mantissa bits, which give way to the centroid's id.
-QUARRY_HD constexpr float columns_id_loss(int bits) {
-  return kSlack * static_cast<float>(1 << bits) * 2 * kUnit;
 }
 
 }  // namespace quarry::cuda

@@ -192,8 +192,7 @@ __device__ __forceinline__ bool nearest_of_tile(const ColumnsTable<kSteps>& tabl
     const int key = tile * kColumnsKeys + row;
     sh.codes[s * (kColumnsBatch * kColumnsKeys) + key] =
         static_cast<std::uint8_t>(__float_as_uint(result.least) & 15u);
-    const float needed =
-        fmaf(columns_id_loss(4), fabsf(result.least) + fabsf(result.second), gap(norm));
+    const float needed = fmaf(id_loss(4), fabsf(result.least) + fabsf(result.second), gap(norm));
     // Not above, rather than below: NaN anywhere goes the exact way.
     if (!(result.second - result.least > needed) && !(norm < 0)) {
       const int at = atomicAdd(sh.num_ties, 1);

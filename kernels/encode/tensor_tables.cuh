@@ -42,11 +42,7 @@ struct TensorShared {
 
   __host__ __device__ TensorShared(unsigned char* base, const IndexView& ix, const Tiling& tiling) {
     const auto take = [&](std::int64_t count, std::int64_t size) {
-#if defined(__CUDA_ARCH__)
-      unsigned char* const here = base + bytes;  // never null, and so known to be shared memory
-#else
       unsigned char* const here = base == nullptr ? nullptr : base + bytes;
-#endif
       bytes += static_cast<std::size_t>((count * size + 15) / 16 * 16);
       return here;
     };

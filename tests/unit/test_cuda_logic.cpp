@@ -232,20 +232,20 @@ TEST(CudaEncodeBound, CoversTheTensorCoresError) {
       const float value = split_product(split, doubled, kSub, 8, norm);
       approximate.push_back(bits_to_float((float_to_bits(value) & ~(kCentroids - 1u)) |
                                           static_cast<std::uint32_t>(c)));
-      error.push_back(double{approximate.back()} - distance);
+      error.push_back(double{value} - distance);
     }
-    const float gap =
-        safe_gap(kSub, kBits, rotation_loss(kDim) * static_cast<float>(std::sqrt(whole)),
-                 static_cast<float>(std::sqrt(part)), of);
+    const float gap = safe_gap(kSub, rotation_loss(kDim) * static_cast<float>(std::sqrt(whole)),
+                               static_cast<float>(std::sqrt(part)), of);
     const auto [least, most] = std::minmax_element(error.begin(), error.end());
     ASSERT_LE(*most - *least, gap);
     std::sort(approximate.begin(), approximate.end());
-    if (!(approximate[1] - approximate[0] > gap)) ++ties;
+    const float ids = id_loss(kBits) * (std::abs(approximate[0]) + std::abs(approximate[1]));
+    if (!(approximate[1] - approximate[0] > gap + ids)) ++ties;
   }
   EXPECT_LT(ties, kTrials / 10);
   // What may overflow is never proven.
-  EXPECT_EQ(safe_gap(kSub, kBits, rotation_loss(kDim), 1e19f, of), INFINITY);
-  EXPECT_EQ(safe_gap(kSub, kBits, rotation_loss(kDim), NAN, of), INFINITY);
+  EXPECT_EQ(safe_gap(kSub, rotation_loss(kDim), 1e19f, of), INFINITY);
+  EXPECT_EQ(safe_gap(kSub, rotation_loss(kDim), NAN, of), INFINITY);
 }
 
 // Keys multiplied as they are, the mean's product subtracted after: no coordinate is further
