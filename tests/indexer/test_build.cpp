@@ -464,8 +464,8 @@ TEST_P(BulkEncode, GivesTheBytesThatStepsGive) {
   }
 }
 
-// A bulk kernel's thread blocks take many tiles each where there are more than multiprocessors: rings
-// of buffers come round, ties are settled a batch at a time, and sooner where all are ties.
+// A bulk kernel's thread blocks take many tiles each where there are more than multiprocessors:
+// rings of buffers come round, ties are settled a batch at a time, and sooner where all are ties.
 // `positions`: enough for that on the device at hand.
 void many_tiles_give_the_bytes_that_steps_give(Backend backend, int positions) {
   for (const int dim : {64, 128}) {
