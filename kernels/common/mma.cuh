@@ -15,7 +15,7 @@ __device__ __forceinline__ std::uint32_t pack(__nv_bfloat16 a, __nv_bfloat16 b) 
          static_cast<std::uint32_t>(__bfloat16_as_ushort(b)) << 16;
 }
 
-/// v = high + low + less than 2^-18 of |v|.
+/// v = high + low + at most 2^-17 of |v|.
 __device__ __forceinline__ void split(float v, __nv_bfloat16* high, __nv_bfloat16* low) {
   *high = __float2bfloat16_rn(v);
   *low = __float2bfloat16_rn(v - __bfloat162float(*high));
@@ -58,6 +58,12 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&r)[4], const void*
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address)
                : "memory");
+}
+
+/// Over the four lanes of one g.
+__device__ __forceinline__ float sum_of_four(float v) {
+  v += __shfl_xor_sync(0xffffffffu, v, 1);
+  return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
 }  // namespace quarry::cuda

@@ -6,10 +6,11 @@
 // the subvector is encoded in the contract's own arithmetic.
 //
 // Symbols: x' the rotated vector as the contract computes it, x~ as the tensor cores do, c a
-// centroid, u = 2^-24. A value is split into two bfloat16 (unit roundoff 2^-9 each), so what
-// is lost is below 2^-18 of it; of a product of two such values the low halves' product is
-// left out as well: 3 * 2^-18. One mma of depth k sums k + 1 terms with truncation, each off
-// by at most 2u of their absolute sum: (k + 1) * 2u.
+// centroid, u = 2^-24. A value is split into two bfloat16 (8 bits: a rounding takes at most 2^-8),
+// so the low half is at most 2^-8 of it, less than half a power of two, and what is lost at most
+// 2^-17; of a product of two such values the low halves' product, 2^-16, is left out as well. One
+// mma of depth k sums k + 1 terms with truncation, each off by at most 2u of their absolute sum:
+// (k + 1) * 2u.
 #pragma once
 
 #include <cmath>
@@ -18,9 +19,10 @@
 
 namespace quarry::cuda {
 
-constexpr float kUnit = 5.9604644775390625e-8f;    // 2^-24
-constexpr float kSplitLoss = 1.1444091796875e-5f;  // 3 * 2^-18
-// Second-order terms: the halves' absolute sums exceed the value's by 2^-8 at most, all else
+constexpr float kUnit = 5.9604644775390625e-8f;   // 2^-24
+constexpr float kHalvesLoss = 7.62939453125e-6f;  // 2^-17
+constexpr float kSplitLoss = 3.0517578125e-5f;    // 2^-16 + 2 * 2^-17
+// Second-order terms: the halves' absolute sums exceed the value's by 2^-7 at most, all else
 // (powers of 1 + 1e-4, the roundings of the bound itself, an approximate square root) is less.
 constexpr float kSlack = 1.02f;
 /// Above this the squares could overflow, and an infinity whose id is packed is a NaN.
@@ -35,25 +37,30 @@ QUARRY_HD constexpr float rotation_loss(int d) {
 
 /// The same where keys that are bfloat16 are multiplied as they are, x~ = k.R - mean.R, first
 /// by R's low halves and then by the high ones, of the mean three exact parts: at most this
-/// times (|k| + |mean|) |R_j|. R's split loses 2^-18; d / 16 mmas of depth 16 (those of the low
+/// times (|k| + |mean|) |R_j|. R's split loses 2^-17; d / 16 mmas of depth 16 (those of the low
 /// halves add 2^-8 of that); the contract's chain of d roundings, its residual's and those of
 /// the sums here: the mean's halves and rows, the difference.
 QUARRY_HD constexpr float raw_rotation_loss(int d) {
   const auto n = static_cast<float>(d);
-  return kSlack * (kSplitLoss / 3 + (n / 16) * 17 * 2 * kUnit + (n + 10) * kUnit);
+  return kSlack * (kHalvesLoss + (n / 16) * 17 * 2 * kUnit + (n + 10) * kUnit);
 }
 /// |k| is at most this times the root of its squares' sum in bfloat16: 16 additions of a lane,
-/// each off by 2^-9 of the sum, may leave 0.969 of it; an approximate root and sum besides.
-constexpr float kRawNorm = 1.02f;
+/// each off by 2^-8 of the sum, may leave 0.939 of it; an approximate root and sum besides.
+constexpr float kRawNorm = 1.04f;
 
-/// What the distance |c|^2 - 2 x~ . c is off by for reasons that scale with (|x~| + |c|)^2:
-/// three passes of dsub / 8 mmas of depth 8 that start from |c|^2 (half as many of depth 16
-/// lose less, and so does one of depth 16 for two passes), the roundings of the contract's chain,
-/// of |c|^2 and of the sum, and the low mantissa bits that give way to the centroid's id: of
-/// `bits`, 2^bits of 2u each.
-QUARRY_HD constexpr float distance_loss(int dsub, int bits) {
+/// What the distance |c|^2 - 2 x~ . c is off by for reasons that scale with (|x~| + |c|)^2: mmas
+/// that start from |c|^2, three passes of dsub / 16 of depth 16, or where dsub is 8 one of depth 16
+/// for two passes and one of depth 8; dsub roundings of |c|^2; of the contract, the difference's,
+/// which counts twice, and its chain's.
+QUARRY_HD constexpr float distance_loss(int dsub) {
   const auto n = static_cast<float>(dsub);
-  return (3 * (n / 8) * 9 + n + 4 + static_cast<float>(1 << bits)) * 2 * kUnit;
+  const float terms = dsub == 8 ? 17 + 9 : 3 * (n / 16) * 17;
+  return (2 * terms + n + (n + 2)) * kUnit;
+}
+/// What a distance is off by, as a part of itself, for its low mantissa bits, which give way to the
+/// centroid's id: 2^bits of 2u each.
+QUARRY_HD constexpr float id_loss(int bits) {
+  return kSlack * static_cast<float>(1 << bits) * 2 * kUnit;
 }
 
 /// What is known of a subspace of one KV head. Zeros for spread and lever where there is no
@@ -64,23 +71,69 @@ struct Subspace {
   float lever;   ///< the largest sum_j |R_j| |c_j|
 };
 
-/// The gap between the two least approximate distances above which the least is the
-/// contract's nearest; infinite where nothing is proven. loss: rotation_loss |x|, x before
-/// rotation, or raw_rotation_loss (|k| + |mean|); part: |x~| of the subspace.
-/// By Cauchy and Schwarz |x~_j - x'_j| <= loss |R_j|, hence |x~ - x'| <= loss spread =: r, and
-/// per centroid
+/// The gap between the two least approximate distances above which, and above id_loss() of both,
+/// the least is the contract's nearest; infinite where nothing is proven. loss: rotation_loss |x|,
+/// x before rotation, or raw_rotation_loss (|k| + |mean|); part: |x~| of the subspace. By Cauchy
+/// and Schwarz |x~_j - x'_j| <= loss |R_j|, hence |x~ - x'| <= loss spread =: r, and per centroid
 ///   2 loss lever                            x~ for x' in -2 x.c
 /// + 2 kSplitLoss part reach                 the halves of x~ and c
 /// + distance_loss (part + reach + r)^2      the rest
 /// The absolute term stands for products that underflow: norms below 1e-19 may come as 0, which
 /// takes less than 1e-3 * 1e-19 * reach away; that exceeds the last term only where reach is
 /// below 1e-15.
-QUARRY_HD inline float safe_gap(int dsub, int bits, float loss, float part, const Subspace& of) {
+QUARRY_HD inline float safe_gap(int dsub, float loss, float part, const Subspace& of) {
   constexpr float kTwice = 2 * kSlack * kSlack;
   const float all = fmaf(loss, of.spread, part + of.reach);
   const float products = fmaf(2 * loss, of.lever, 2 * kSplitLoss * part * of.reach);
-  const float off = fmaf(distance_loss(dsub, bits), all * all, products);
+  const float off = fmaf(distance_loss(dsub), all * all, products);
   return all < kMostReach ? fmaf(kTwice, off, 1e-30f) : INFINITY;
+}
+
+/// Where a warp keeps the rotation's columns of a subspace (columns.cuh): what is known of it.
+struct ColumnsSubspace {
+  float lever;    ///< the largest sum_j |R_j| |c_j|
+  float lost;     ///< the largest sum_j |R_j - its halves| |c_j|
+  float reach;    ///< the largest |c|
+  float stretch;  ///< at least |x . R_s| / |x|, whatever x
+};
+/// Added to every norm, for what underflowed in its squares.
+constexpr float kColumnsLeast = 1e-17f;
+
+/// Of one subspace (dsub 8) and one block: the gap as a function of |k|.
+struct ColumnsGap {
+  float slope, fixed, stretch, shift;
+
+  /// The gap above which the least is the contract's nearest, as safe_gap() has it: id_loss()
+  /// of both distances comes on top.
+  QUARRY_HD float operator()(float key) const {
+    constexpr float kCurve = 2 * kSlack * kSlack * 70 * kUnit;
+    const float all = fmaf(stretch, key, shift);
+    const float gap = fmaf(slope, key, fmaf(kCurve * all, all, fixed));
+    return all < kMostReach ? gap : INFINITY;
+  }
+};
+
+/// mean: |mean|, 0 without blocks. With n = |k| + |mean|, which is at least the residual's length,
+/// and a = stretch n + reach, no less than |x'| + |c|, the difference of two distances is off by
+/// twice, and each by at most
+///   2 n lost                             R's halves, in -2 x.c
+/// + 2 (mma + 12u) (n + |mean|) lever     d / 16 mmas of depth 16 of R's high halves and (2^-8 of
+///                                        that) its low ones, which start from -mean . R_j; the
+///                                        same for mean . R_j; the sums outside of the mmas
+/// + 2 (d + 1) u n lever                  the contract: the residual's rounding, a chain of d
+/// + 2 kSplitLoss stretch n reach         the halves of x~ and c
+/// + 52u a^2                              mmas of depth 16 and 8 that start from |c|^2
+/// + 18u a^2                              |c|^2, and the contract's distance: 8 and 10 roundings
+/// Products that underflow take less than 1e-30.
+QUARRY_HD inline ColumnsGap columns_gap(int d, const ColumnsSubspace& of, float mean) {
+  constexpr float kTwice = 2 * kSlack * kSlack;
+  const auto depth = static_cast<float>(d);
+  const float mma = depth / 16 * 17 * 2 * kUnit + 12 * kUnit;
+  const float reach = of.reach + kColumnsLeast, stretch = of.stretch + kColumnsLeast;
+  const float slope =
+      2 * (of.lost + (mma + (depth + 1) * kUnit) * of.lever) + 2 * kSplitLoss * stretch * reach;
+  const float fixed = (slope + 2 * mma * of.lever) * mean;
+  return {kTwice * slope, fmaf(kTwice, fixed, 1e-30f), stretch, fmaf(stretch, mean, reach)};
 }
 
 }  // namespace quarry::cuda

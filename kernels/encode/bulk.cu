@@ -4,6 +4,7 @@
 #include "encode/bulk.h"
 
 #include "common/launch.h"
+#include "encode/columns.cuh"
 #include "encode/exact.cuh"
 #include "encode/tensor.cuh"
 #include "encode/tensor_raw.cuh"
@@ -22,12 +23,22 @@ std::int32_t blocks_a_head(const EncodeParams& p, std::int32_t tiles, std::size_
 
 template <auto kKernel, typename... Args>
 Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t tiles,
-                     std::size_t bytes, const Launch& launch, Args... args) {
+                     std::size_t bytes, int threads, const Launch& launch, Args... args) {
   const std::int32_t blocks = blocks_a_head(p, tiles, bytes, launch);
   const dim3 grid(static_cast<unsigned>(blocks) * static_cast<unsigned>(p.index.num_kv_heads) *
                   static_cast<unsigned>(p.step.batch_size));
-  return launch_kernel<kKernel>("encode", launch, grid, kTensorThreads, bytes, p, tiling, blocks,
-                                args...);
+  return launch_kernel<kKernel>("encode", launch, grid, threads, bytes, p, tiling, blocks, args...);
+}
+
+Status launch_columns(const EncodeParams& p, std::size_t bytes, const Launch& launch) {
+  const IndexView& ix = p.index;
+  const Tiling tiling{kColumnsKeys, ix.block_size, ix.encode_from};
+  const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
+  if (tiles == 0) return {};
+  const int threads = 4 * ix.head_dim;
+  return ix.head_dim == 128
+             ? launch_tensor<encode_columns_kernel<8>>(p, tiling, tiles, bytes, threads, launch)
+             : launch_tensor<encode_columns_kernel<4>>(p, tiling, tiles, bytes, threads, launch);
 }
 
 // A prefill on tensor cores; *served tells whether the shape is one of theirs.
@@ -36,30 +47,35 @@ Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& la
   const IndexView& ix = p.index;
   *served = false;
   if (!tensor_cores_serve(ix)) return {};
-  const Tiling tiling{kTensorKeys, ix.block_size, ix.encode_from};
-  const std::size_t bytes = TensorShared(nullptr, ix, tiling).bytes;
   int most = 0;
   if (cudaError_t e =
           cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, launch.device);
       e != cudaSuccess) {
     return to_status(e, "encode: cudaDeviceGetAttribute");
   }
-  if (bytes > static_cast<std::size_t>(most)) return {};
+  const auto fits = [&](std::size_t bytes) { return bytes <= static_cast<std::size_t>(most); };
+  if (columns_serves(ix, p.keys.dtype, wide)) {
+    const std::size_t bytes = ColumnsShared(nullptr, ix.head_dim, ix.num_subspaces).bytes;
+    if (fits(bytes)) {
+      *served = true;
+      return launch_columns(p, bytes, launch);
+    }
+  }
+  const Tiling tiling{kTensorKeys, ix.block_size, ix.encode_from};
+  const std::size_t bytes = TensorShared(nullptr, ix, tiling).bytes;
+  if (!fits(bytes)) return {};
   *served = true;
   const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
   if (tiles == 0) return {};
   if (raw_keys_serve(ix, p.keys.dtype, wide)) {
-    const auto raw = [&]<int kTiles, int kUnits, int kBits>() {
-      return launch_tensor<encode_raw_kernel<kTiles, kUnits, kBits>>(p, tiling, tiles, bytes,
-                                                                     launch);
-    };
-    return ix.dsub == 16        ? raw.operator()<8, 2, 0>()
-           : ix.head_dim == 128 ? raw.operator()<8, 1, 4>()
-                                : raw.operator()<4, 1, 4>();
+    return ix.dsub == 16 ? launch_tensor<encode_raw_kernel<8, 2, 0>>(p, tiling, tiles, bytes,
+                                                                     kTensorThreads, launch)
+                         : launch_tensor<encode_raw_kernel<8, 1, 4>>(p, tiling, tiles, bytes,
+                                                                     kTensorThreads, launch);
   }
   const auto go = [&]<int kTiles, int kUnits>() {
-    return launch_tensor<encode_tensor_kernel<kTiles, kUnits>>(p, tiling, tiles, bytes, launch,
-                                                               wide);
+    return launch_tensor<encode_tensor_kernel<kTiles, kUnits>>(p, tiling, tiles, bytes,
+                                                               kTensorThreads, launch, wide);
   };
   if (ix.head_dim == 128) {
     return ix.dsub == 8    ? go.operator()<8, 1>()

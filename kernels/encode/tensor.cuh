@@ -9,6 +9,7 @@
 #include "common/launch.h"
 #include "encode/tensor_keys.cuh"
 #include "encode/tensor_nearest.cuh"
+#include "encode/ties.cuh"
 
 namespace quarry::cuda {
 
@@ -86,10 +87,13 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     nearest_on_tensor_cores<kTiles, kUnits>(ix, rotation != nullptr, tile.count, sh);
     __syncthreads();
     if (fetches && kLate) next.fetch(p.keys, sh.key_at);
-    settle_ties<kTiles, kUnits>(ix.ksub, rotation, codebook, sh, [&](int row, int i) {
+    const auto residual = [&](int row, int i) {
       return *reinterpret_cast<const float4*>(sh.xs + row * (16 * kTiles) +
                                               ((i / 4) ^ swizzle(row)) * 4);
-    });
+    };
+    settle_ties<kTiles, kUnits, kTensorThreads, kUnits <= 2 ? 32 : 16>(
+        ix.ksub, codebook, NearTies{sh.ties, sh.num_ties, sh.subvectors},
+        TileKeys{residual, rotation, sh.codes});
     __syncthreads();
     store_tile_codes(ix, sh);
   }

@@ -15,11 +15,6 @@ __device__ __forceinline__ float approximate_sqrt(float v) {
   return root;
 }
 
-__device__ __forceinline__ float sum_of_four(float v) {
-  v += __shfl_xor_sync(0xffffffffu, v, 1);
-  return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
-
 /// The least and second least of some distances whose low mantissa bits are the centroid's id.
 struct TwoLeast {
   float least, second;
@@ -194,12 +189,13 @@ __device__ __forceinline__ void nearest_centroids(const IndexView& ix, int count
       whole_part += __shfl_xor_sync(0xffffffffu, square[0], 2);
     }
     const Subspace of{__uint_as_float(sh.reach[s]), sh.spread[s], __uint_as_float(sh.lever[s])};
-    const float gap = safe_gap(8 * kUnits, bits, own_loss, approximate_sqrt(whole_part), of);
+    const float gap = safe_gap(8 * kUnits, own_loss, approximate_sqrt(whole_part), of);
     if (own_row < count && (kTogether == 2 || !upper)) {
       const int item = own_row * (2 * kLocal) + s;
       sh.codes[item] = static_cast<std::uint8_t>(__float_as_uint(result.least) & ~kept);
       // Not above, rather than below: NaN anywhere goes the exact way.
-      if (!(result.second - result.least > gap)) {
+      const float ids = id_loss(bits) * (fabsf(result.least) + fabsf(result.second));
+      if (!(result.second - result.least > gap + ids)) {
         sh.ties[atomicAdd(sh.num_ties, 1)] = static_cast<std::uint16_t>(item);
       }
     }

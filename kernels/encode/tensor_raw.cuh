@@ -10,6 +10,7 @@
 #include "common/launch.h"
 #include "encode/tensor_keys.cuh"
 #include "encode/tensor_nearest.cuh"
+#include "encode/ties.cuh"
 
 namespace quarry::cuda {
 
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     const float loss[2] = {raw_rotation_loss(kDim) * norm[0], raw_rotation_loss(kDim) * norm[1]};
     nearest_centroids<kTiles, kUnits, kBits>(ix, tile.count, row, half, acc, loss, sh);
     __syncthreads();
-    settle_ties<kTiles, kUnits>(ix.ksub, rotation, codebook, sh, [&](int of, int j) {
+    const auto residual = [&](int of, int j) {
       const uint2 k = *reinterpret_cast<const uint2*>(raw + of * kDim +
                                                       ((j / 8) ^ raw_swizzle(of)) * 8 + j % 8);
       float4 m = make_float4(0, 0, 0, 0);
@@ -255,17 +256,21 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
       return make_float4(__uint_as_float(k.x << 16) - m.x, __uint_as_float(k.x & 0xffff0000u) - m.y,
                          __uint_as_float(k.y << 16) - m.z,
                          __uint_as_float(k.y & 0xffff0000u) - m.w);
-    });
+    };
+    settle_ties<kTiles, kUnits, kTensorThreads, kUnits <= 2 ? 32 : 16>(
+        ix.ksub, codebook, NearTies{sh.ties, sh.num_ties, sh.subvectors},
+        TileKeys{residual, rotation, sh.codes});
     __syncthreads();
     store_tile_codes(ix, sh);
   }
 }
 
-/// True where `encode_raw_kernel` serves what the tensor cores serve: what
-/// IndexerConfig::recommended() asks for, and twice its dsub.
+/// True where `encode_raw_kernel` serves what the tensor cores serve: d = 128 with twice the dsub
+/// that IndexerConfig::recommended() asks for, or with that one where shared memory is too small
+/// for columns.cuh.
 inline bool raw_keys_serve(const IndexView& ix, DType dtype, bool wide) {
-  const bool shape = ix.dsub == 8 ? ix.bits == 4 : ix.dsub == 16 && ix.head_dim == 128;
-  return shape && wide && dtype == DType::bfloat16 && ix.rotation != nullptr &&
+  return ix.head_dim == 128 && (ix.dsub == 16 || (ix.dsub == 8 && ix.bits == 4)) && wide &&
+         dtype == DType::bfloat16 && ix.rotation != nullptr &&
          (ix.block_size == 0 || ix.block_size == kTensorKeys);
 }
 

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Around the tensor cores: what a thread block keeps in shared memory for its KV head, and
-// the near ties, encoded again in the contract's arithmetic.
+// What a thread block on tensor cores keeps in shared memory for its KV head.
 #pragma once
 
 #include "common/mma.cuh"
-#include "encode/nearest.cuh"
 #include "encode/tile.cuh"
 #include "encode/tiling.h"
 
@@ -141,107 +139,6 @@ __device__ __forceinline__ void load_tables(const IndexView& ix, const float* __
   __syncthreads();
   for (int i = tid; i < m; i += kTensorThreads) {
     sh.reach[i] = __float_as_uint(sqrtf(__uint_as_float(sh.reach[i])));
-  }
-}
-
-/// The near ties once more, exactly; a warp takes as many as its lanes hold dimensions of,
-/// each a group of lanes: first a lane a dimension, then a lane a centroid.
-/// residual(row, i): dimensions i .. i + 3, a multiple of four, of a row before rotation.
-template <int kTiles, int kUnits, typename Residual>
-__device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ rotation,
-                                            const float* __restrict__ codebook,
-                                            const TensorShared& sh, Residual residual) {
-  constexpr int kDim = 16 * kTiles, kSub = 8 * kUnits, kSubspaces = kDim / kSub;
-  constexpr int kWidth = kSub < 32 ? kSub : 32, kAtOnce = 32 / kWidth;
-  // The rotation comes from the second level cache: twice as many elements are in flight.
-  constexpr int kLoads = kUnits <= 2 ? 32 : 16;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int ties = *sh.num_ties;
-  float* const mine =
-      sh.subvectors + warp * (kWidth * kAtOnce > kSub ? 32 : kSub) + lane / kWidth * kSub;
-  for (int first = warp * kAtOnce; first < ties; first += kTensorThreads / 32 * kAtOnce) {
-    const int own = first + lane / kWidth;
-    const int item = sh.ties[own < ties ? own : first];  // lanes without one repeat the first
-    const int row = item / kSubspaces, s = item % kSubspaces;
-    const float* c = codebook + s * kSub * ksub;
-    // Few centroids are under way before the rotation's chain begins.
-    const bool few = kUnits == 1 && ksub <= 2 * kWidth;
-    float early[2][8];
-    if (few) {
-#pragma unroll
-      for (int l = 0; l < 16; ++l) {
-        const int id = lane % kWidth + l / 8 * kWidth;
-        early[l / 8][l % 8] = __ldg(c + l % 8 * ksub + (id < ksub ? id : 0));
-      }
-    }
-    for (int j = lane % kWidth; j < kSub; j += kWidth) {
-      const int column = s * kSub + j;
-      float v = 0;
-      if (rotation == nullptr) {
-        const float4 u = residual(row, column & ~3);
-        v = column % 4 == 0 ? u.x : column % 4 == 1 ? u.y : column % 4 == 2 ? u.z : u.w;
-      } else {
-        const auto load = [&](int i, float(&r)[kLoads]) {
-#pragma unroll
-          for (int l = 0; l < kLoads; ++l) r[l] = __ldg(rotation + column + (i + l) * kDim);
-        };
-        const auto add = [&](int i, const float(&r)[kLoads]) {
-#pragma unroll
-          for (int l = 0; l < kLoads; l += 4) {
-            const float4 u = residual(row, i + l);
-            v = fmaf(u.x, r[l], v);
-            v = fmaf(u.y, r[l + 1], v);
-            v = fmaf(u.z, r[l + 2], v);
-            v = fmaf(u.w, r[l + 3], v);
-          }
-        };
-        float one[kLoads], two[kLoads];
-        load(0, one);
-#pragma unroll 1
-        for (int i = 0; i < kDim; i += 2 * kLoads) {
-          load(i + kLoads, two);
-          add(i, one);
-          if (i + 2 * kLoads < kDim) load(i + 2 * kLoads, one);
-          add(i + kLoads, two);
-        }
-      }
-      mine[j] = v;
-    }
-    __syncwarp();
-    unsigned long long best = ~0ull;
-    if (few) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int id = lane % kWidth + h * kWidth;
-        float sum = 0;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float diff = mine[j] - early[h][j];
-          sum = fmaf(diff, diff, sum);
-        }
-        const unsigned long long key = id < ksub ? nearest_key(sum, id) : ~0ull;
-        best = key < best ? key : best;
-      }
-    } else {
-#pragma unroll 2
-      for (int id = lane % kWidth; id < ksub; id += kWidth) {
-        float sum = 0;
-#pragma unroll 16
-        for (int j = 0; j < kSub; ++j) {
-          const float diff = mine[j] - __ldg(c + j * ksub + id);
-          sum = fmaf(diff, diff, sum);
-        }
-        const unsigned long long key = nearest_key(sum, id);
-        best = key < best ? key : best;
-      }
-    }
-#pragma unroll
-    for (int step = kWidth / 2; step > 0; step /= 2) {
-      const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, step);
-      best = other < best ? other : best;
-    }
-    if (lane % kWidth == 0 && own < ties) sh.codes[item] = static_cast<std::uint8_t>(best);
-    __syncwarp();  // before the next round writes `mine`
   }
 }
 

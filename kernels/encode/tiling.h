@@ -69,4 +69,18 @@ struct Tiling {
   }
 };
 
+/// Positions [from, end) of a tile whose row k is position base + k: a block's rows are aligned
+/// whatever of it lies below encode_from.
+struct ColumnsTile {
+  std::int32_t base, from, end;
+};
+
+QUARRY_HD inline ColumnsTile columns_tile(const Tiling& tiling, std::int32_t begin, std::int32_t n,
+                                          std::int32_t i) {
+  const Tile tile = tiling.tile(begin, n, i);
+  const std::int32_t base =
+      tiling.block_size > 0 ? tile.first_block * tiling.block_size : tile.first;
+  return {base, tile.first, tile.first + tile.count};
+}
+
 }  // namespace quarry::cuda

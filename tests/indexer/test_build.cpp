@@ -464,8 +464,60 @@ TEST_P(BulkEncode, GivesTheBytesThatStepsGive) {
   }
 }
 
+// A bulk kernel's thread blocks take many tiles each where there are more than multiprocessors:
+// rings of buffers come round, ties are settled a batch at a time, and sooner where all are ties.
+// `positions`: enough for that on the device at hand.
+void many_tiles_give_the_bytes_that_steps_give(Backend backend, int positions) {
+  for (const int dim : {64, 128}) {
+    for (const int block : {0, 64}) {
+      for (const Values keys : {Values::gaussian, Values::huge_cluster}) {
+        Scenario s;
+        s.backend = backend;
+        s.config = small_config();
+        s.config.head_dim = dim;
+        s.config.num_subspaces = dim / 8;
+        s.config.block_size = block;
+        s.config.window_size = 128;
+        s.config.rotation = true;
+        s.config.shared_codebook = true;
+        s.config.max_seq_len = positions + 100;
+        s.key_dtype = DType::bfloat16;
+        s.keys = keys;
+        s.seed = static_cast<std::uint64_t>(dim + block);
+        s.check = false;
+        const std::string name = "dim " + std::to_string(dim) + " block " + std::to_string(block) +
+                                 " keys " + to_string(keys);
+        World built(s), stepped(s);
+        built.set_codebook(-1);
+        stepped.set_codebook(-1);
+        ASSERT_TRUE(built.build(0, positions).ok()) << name;
+        stepped.append(lengths({positions}));
+        ASSERT_TRUE(built.codes(0, positions) == stepped.codes(0, positions)) << name;
+        ASSERT_TRUE(built.next(lengths({positions + 1})) == stepped.next(lengths({positions + 1})))
+            << name;
+        ASSERT_EQ(built.error(), "") << name;
+        ASSERT_EQ(stepped.error(), "") << name;
+      }
+    }
+  }
+}
+
+TEST_P(BulkEncode, OfManyTilesGivesTheBytesThatStepsGive) {
+  many_tiles_give_the_bytes_that_steps_give(GetParam(), 1300);
+}
+
+// More than a hundred thousand positions: for a GPU alone.
+class LargeBulkEncode : public BackendTest {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(LargeBulkEncode);
+
+TEST_P(LargeBulkEncode, OfManyTilesGivesTheBytesThatStepsGive) {
+  many_tiles_give_the_bytes_that_steps_give(GetParam(), 150000);
+}
+
 QUARRY_ON_EVERY_ALGORITHM(Build);
 QUARRY_ON_EVERY_BACKEND(BulkEncode);
+INSTANTIATE_TEST_SUITE_P(Cuda, LargeBulkEncode, testing::ValuesIn(cuda_backend_if_present()),
+                         [](const auto& i) { return std::string(to_string(i.param)); });
 
 }  // namespace
 }  // namespace quarry::test

@@ -15,10 +15,23 @@ DeviceLimits limits_from_environment() {
   constexpr DeviceLimits kH100{90, 132, 227 * 1024, 228 * 1024, 50 << 20};
   constexpr DeviceLimits kA100{80, 108, 163 * 1024, 164 * 1024, 40 << 20};
   const char* asked = std::getenv("QUARRY_EMULATED_CC");
-  if (asked == nullptr || std::strcmp(asked, "90") == 0) return kH100;
-  if (std::strcmp(asked, "80") == 0) return kA100;
-  std::fprintf(stderr, "QUARRY_EMULATED_CC is '%s', must be 80 or 90\n", asked);
-  std::exit(2);
+  const bool a100 = asked != nullptr && std::strcmp(asked, "80") == 0;
+  if (asked != nullptr && !a100 && std::strcmp(asked, "90") != 0) {
+    std::fprintf(stderr, "QUARRY_EMULATED_CC is '%s', must be 80 or 90\n", asked);
+    std::exit(2);
+  }
+  DeviceLimits limits = a100 ? kA100 : kH100;
+  if (const char* count = std::getenv("QUARRY_EMULATED_MULTIPROCESSORS"); count != nullptr) {
+    char* end = nullptr;
+    const long wanted = std::strtol(count, &end, 10);
+    if (end == count || *end != '\0' || wanted < 1 || wanted > limits.multiprocessors) {
+      std::fprintf(stderr, "QUARRY_EMULATED_MULTIPROCESSORS is '%s', must be 1 .. %d\n", count,
+                   limits.multiprocessors);
+      std::exit(2);
+    }
+    limits.multiprocessors = static_cast<int>(wanted);
+  }
+  return limits;
 }
 
 }  // namespace
