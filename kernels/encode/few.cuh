@@ -75,11 +75,11 @@ __device__ __forceinline__ std::uint32_t nearest_of_warp(const KeySource& source
 /// Encodes share `share` of `shares` of what is pending, where few_serve(). All warps call it.
 __device__ __forceinline__ void encode_few(const EncodeParams& p, const SequenceState& st,
                                            std::int32_t b, std::int32_t head, std::int32_t share,
-                                           std::int32_t shares, bool wide) {
+                                           std::int32_t shares) {
   if (st.slot < 0 || st.built == 0) return;
   const IndexView& ix = p.index;
   const auto warps = static_cast<std::int32_t>(blockDim.x) / 32;
-  const KeySource source{ix, p.keys, block_table_row(p.step, b), st.slot, head, wide};
+  const KeySource source{ix, p.keys, block_table_row(p.step, b), st.slot, head, false};
   const float* const codebook =
       ix.codebooks + (std::int64_t{codebook_of(ix, st.slot)} * ix.num_kv_heads + head) *
                          ix.num_subspaces * ix.dcent * ix.ksub;

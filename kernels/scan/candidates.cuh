@@ -4,6 +4,7 @@
 // among it.
 #pragma once
 
+#include "common/segments.cuh"
 #include "scan/ascending.cuh"
 #include "scan/plan.h"
 
@@ -68,17 +69,7 @@ struct RowCandidates {
   std::int32_t chunks, capacity;
 
   __device__ __noinline__ Candidate at(std::int32_t i) const {
-    std::int32_t low = 0, high = chunks - 1;  // the first chunk with i < ends
-    while (low < high) {
-      const std::int32_t middle = (low + high) / 2;
-      if (i < ends[middle]) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    const std::int32_t begin = low == 0 ? 0 : ends[low - 1];
-    return segments[static_cast<std::int64_t>(low) * capacity + (i - begin)];
+    return segment_entry(segments, ends, chunks, capacity, i);
   }
   __device__ __forceinline__ std::uint32_t key(std::int32_t i) const {
     return keys != nullptr ? keys[i] : at(i).key;

@@ -52,7 +52,7 @@ __device__ __forceinline__ void encode_role(const FinishParams& p, unsigned char
       ix.block_size > 0 ? st.begin / ix.block_size * ix.block_size : st.begin;
   if (pending < st.n + step.query_tokens - 1 - ix.window_size) wait_for_predecessor();
   if (few_serve(ix, st)) {
-    encode_few(p.encode, st, b, head, share, shares, p.step_shape.wide);
+    encode_few(p.encode, st, b, head, share, shares);
   } else {
     encode_share(p.encode, p.step_shape, st, b, head, share, shares, 0, INT32_MAX, memory);
   }

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "common/launch.h"
+#include "common/segments.cuh"
 #include "half.h"
 #include "select/filter.cuh"
 
@@ -34,17 +35,7 @@ struct Items {
   std::int32_t count;
 
   __device__ __forceinline__ const Entry& entry(std::int32_t i) const {
-    std::int32_t low = 0, high = parts - 1;  // the first segment with i < ends
-    while (low < high) {
-      const std::int32_t middle = (low + high) / 2;
-      if (i < ends[middle]) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    const std::int32_t begin = low == 0 ? 0 : ends[low - 1];
-    return entries[static_cast<std::int64_t>(low) * capacity + (i - begin)];
+    return segment_entry(entries, ends, parts, capacity, i);
   }
   __device__ __forceinline__ std::uint32_t key(std::int32_t i) const {
     return scores != nullptr ? selection_key(scores[i]) : entry(i).key;
