@@ -22,9 +22,9 @@ __device__ __forceinline__ void store_columns(const KeySource& source, const Col
     const std::int32_t position =
         tile.base + 32 * p + columns_row(static_cast<int>(threadIdx.x) % 32);
     if (position < tile.from || position >= tile.end) continue;
-    const std::int64_t page = page_of(ix, source.table, source.slot, position);
-    if (page < 0) continue;
-    std::uint8_t* to = ix.codes + code_offset(ix, page, source.head, position % ix.page_size);
+    const ColumnsPlace place(source, position);
+    if (place.page < 0) continue;
+    std::uint8_t* to = ix.codes + code_offset(ix, place.page, source.head, place.in_page);
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       to[i * ix.tile] = static_cast<std::uint8_t>(codes.word[p][i / 4] >> i % 4 * 8);
@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(32 * kColumnsMostWarps, 1)
   const std::int64_t book = std::int64_t{codebook_of(ix, st.slot)} * ix.num_kv_heads + head;
   const float* codebook = ix.codebooks + book * kDim * kColumnsCentroids;
   const float* rotation = ix.rotation + book * kDim * kDim;
-  load_columns<kSteps>(rotation, codebook, kMeans && ix.mean_dtype == DType::float32,
-                       reinterpret_cast<float*>(sh.keys), sh.table);
+  load_columns<kSteps>(rotation, codebook, reinterpret_cast<float*>(sh.keys), sh.table);
   __syncthreads();
 
   float most = kMostReach;  // no gap is finite above it
@@ -62,29 +61,26 @@ __global__ void __launch_bounds__(32 * kColumnsMostWarps, 1)
   for (int s = 0; s < kSubspaces; ++s) most = fminf(most, sh.table.gaps[s].most);
   std::uint16_t* const keys = sh.keys + warp * (kColumnsKeys * kDim);
   float* const means = sh.means + warp * kDim;
-  std::uint16_t* const parts = sh.parts + warp * (2 * (kDim + 8));
+  std::uint16_t* const parts = sh.parts + warp * (4 * (kDim + 8));
   const int row = columns_row(static_cast<int>(threadIdx.x) % 32);
-  const std::int32_t tiles = tiling.tiles(st.begin, st.n), stride = blocks * warps;
+  const ColumnsTiles tiles(tiling, st.begin, st.n);
   std::int64_t at[2];  // where the lane's two rows lie
   const auto find = [&](const ColumnsTile& tile) {
     at[0] = find_columns_key(source, tile, row);
     at[1] = find_columns_key(source, tile, row + 32);
   };
   std::int32_t i = id % blocks + warp * blocks;
-  if (i >= tiles) return;
-  ColumnsTile tile = columns_tile(tiling, st.begin, st.n, i);
+  if (i >= tiles.count) return;
+  ColumnsTile tile = tiles.tile(i);
   find(tile);
-  fetch_columns<kSteps>(p.keys.data, at, keys);
+  fetch_columns<kSteps>(p.keys, at, keys);
   while (true) {
     // Of rows that are not there, no code is a tie.
     const std::uint32_t there =
         (at[0] != kColumnsNoRow ? 0xffffu : 0u) | (at[1] != kColumnsNoRow ? 0xffff0000u : 0u);
-    i += stride;
-    ColumnsTile next{};
-    if (i < tiles) {
-      next = columns_tile(tiling, st.begin, st.n, i);
-      find(next);
-    }
+    i += blocks * warps;
+    const ColumnsTile next = tiles.tile(i);
+    if (i < tiles.count) find(next);
     wait_for_copies();
     __syncwarp();
     float mean = 0;
@@ -92,16 +88,16 @@ __global__ void __launch_bounds__(32 * kColumnsMostWarps, 1)
     ColumnsRows<kSteps> rows;
     rows.load(keys);
     __syncwarp();  // all have read the keys, and the mean is there for all
-    if (i < tiles) fetch_columns<kSteps>(p.keys.data, at, keys);
+    if (i < tiles.count) fetch_columns<kSteps>(p.keys, at, keys);
     float n[2];
     rows.norms(n);
 #pragma unroll
     for (float& v : n) v = v + mean < most ? v + mean : INFINITY;
     ColumnsCodes<kSteps> codes = nearest_of_rows<kSteps, kMeans>(sh.table, rows, parts, n);
     codes.ties &= there;
-    settle_columns<kSteps, kMeans>(source, tile, rotation, codebook, means, codes);
+    settle_columns<kSteps, kMeans>(source, tile, rotation, codebook, means, parts, codes);
     store_columns<kSteps>(source, tile, codes);
-    if (i >= tiles) return;
+    if (i >= tiles.count) return;
     tile = next;
   }
 }

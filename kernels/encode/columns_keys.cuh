@@ -22,7 +22,7 @@ struct ColumnsShared {
   ColumnsTable table;
   std::uint16_t* keys;   ///< [warps][64][d], chunk c (of 8) of row k at c ^ (k % 8)
   float* means;          ///< [warps][d]
-  std::uint16_t* parts;  ///< [warps][2][d + 8]: the mean's high and low halves
+  std::uint16_t* parts;  ///< [warps][4][d + 8]: three rows that sum to the mean; four keys of ties
   std::size_t bytes = 0;
 
   __host__ __device__ ColumnsShared(unsigned char* base, int d, int m, int warps) {
@@ -39,9 +39,10 @@ struct ColumnsShared {
     table.centroids = reinterpret_cast<uint4*>(take(m * 64, 16));
     table.norms = reinterpret_cast<float4*>(take(m * 8, 16));
     table.gaps = reinterpret_cast<ColumnsGap*>(take(m, sizeof(ColumnsGap)));
+    table.ids = reinterpret_cast<uint4*>(take(4, sizeof(uint4)));
     keys = reinterpret_cast<std::uint16_t*>(take(warps * kColumnsKeys * d, 2));
     means = reinterpret_cast<float*>(take(warps * d, 4));
-    parts = reinterpret_cast<std::uint16_t*>(take(warps * 2 * (d + 8), 2));
+    parts = reinterpret_cast<std::uint16_t*>(take(warps * 4 * (d + 8), 2));
   }
 };
 
@@ -57,24 +58,42 @@ inline int columns_warps(int d, int m, std::size_t most) {
 /// Rows of a tile are dealt to lanes as its codes are: row 32 p + columns_row(lane), p = 0, 1.
 __device__ __forceinline__ int columns_row(int lane) { return lane % 4 * 8 + lane / 4; }
 
+/// The page of a position, negative where there is none, and its place in that: without pages
+/// there is nothing to divide.
+struct ColumnsPlace {
+  std::int64_t page;
+  std::int32_t in_page;
+
+  __device__ __forceinline__ ColumnsPlace(const KeySource& source, std::int32_t position)
+      : page(source.slot), in_page(position) {
+    if (source.table == nullptr) return;
+    const std::int32_t size = source.ix.page_size, number = position / size;
+    in_page = position - number * size;
+    page = source.table[number];
+    if (page >= source.ix.num_pages) page = -1;
+  }
+};
+
 /// Where row k of a tile lies in the cache, in elements.
 __device__ __forceinline__ std::int64_t find_columns_key(const KeySource& source,
                                                          const ColumnsTile& tile, int k) {
   const std::int32_t position = tile.base + k;
   if (position < tile.from || position >= tile.end) return kColumnsNoRow;
-  const std::int64_t page = page_of(source.ix, source.table, source.slot, position);
-  if (page < 0) return kColumnsNoRow;
-  return key_offset(source.ix, source.keys, page, source.head, position);
+  const ColumnsPlace place(source, position);
+  return place.page < 0
+             ? kColumnsNoRow
+             : place.page * source.keys.page_stride + place.in_page * source.keys.slot_stride +
+                   source.head * source.keys.head_stride;
 }
 
 /// Starts the copies of a tile's rows to the warp's `to`; zeros for rows that are not there.
 /// at: where the lane's two rows lie.
 template <int kSteps>
-__device__ __forceinline__ void fetch_columns(const void* keys, const std::int64_t (&at)[2],
+__device__ __forceinline__ void fetch_columns(const KeyView& keys, const std::int64_t (&at)[2],
                                               std::uint16_t* to) {
   constexpr int kChunks = 2 * kSteps, kRows = 32 / kChunks;  // rows at once
   const int lane = static_cast<int>(threadIdx.x) % 32, c = lane % kChunks, row = lane / kChunks;
-  const auto* elements = static_cast<const std::uint16_t*>(keys) + c * 8;
+  const auto* elements = static_cast<const std::uint16_t*>(keys.data) + c * 8;
   const auto copy = [&](int k, std::int64_t at_p, bool all) {
     const int of = (k % 8 + row) * 4 + k % 32 / 8;  // whose columns_row() is k % 32 + row
     const std::int64_t from = __shfl_sync(0xffffffffu, at_p, of);
@@ -82,7 +101,17 @@ __device__ __forceinline__ void fetch_columns(const void* keys, const std::int64
     copy_async_or_zero(to + (k + row) * (kChunks * 8) + (c ^ (k % 8 + row)) * 8,
                        elements + (there ? from : 0), there);
   };
-  if (__all_sync(0xffffffffu, at[0] != kColumnsNoRow && at[1] != kColumnsNoRow)) {
+  // Rows that all lie one stride apart need not be asked for.
+  const std::int64_t first = __shfl_sync(0xffffffffu, at[0], 0), stride = keys.slot_stride;
+  const std::int64_t own = first + columns_row(lane) * stride;
+  if (__all_sync(0xffffffffu,
+                 first != kColumnsNoRow && at[0] == own && at[1] == own + 32 * stride)) {
+    const std::uint16_t* from = elements + first + row * stride;
+#pragma unroll
+    for (int k = 0; k < kColumnsKeys; k += kRows, from += kRows * stride) {
+      copy_async_or_zero(to + (k + row) * (kChunks * 8) + (c ^ (k % 8 + row)) * 8, from, true);
+    }
+  } else if (__all_sync(0xffffffffu, at[0] != kColumnsNoRow && at[1] != kColumnsNoRow)) {
 #pragma unroll
     for (int k = 0; k < kColumnsKeys; k += kRows) copy(k, at[k / 32], true);
   } else {
@@ -104,8 +133,8 @@ __device__ __forceinline__ float store_rounded(const IndexView& ix, std::int64_t
   return __half2float(half);
 }
 
-/// The mean of a tile that is a block: into the index, to `means` and, in halves of bfloat16, to
-/// `parts`. At least its length is returned.
+/// The mean of a tile that is a block: into the index, to `means` and, in three parts of bfloat16
+/// that sum to it, to `parts`. At least its length is returned.
 template <int kSteps>
 __device__ __forceinline__ float mean_of_columns(const KeySource& source, const ColumnsTile& tile,
                                                  const std::uint16_t* keys, float* means,
@@ -113,15 +142,20 @@ __device__ __forceinline__ float mean_of_columns(const KeySource& source, const 
   constexpr int kDim = 16 * kSteps, kWords = kDim / 64, kEach = 2 * kWords;
   using Words = std::conditional_t<kWords == 2, uint2, std::uint32_t>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int chunk = lane * kEach / 8, within = lane * kEach % 8;
   float sum[kEach] = {};
+  const Words* column[8];  // as the swizzle goes
+#pragma unroll
+  for (int l = 0; l < 8; ++l) {
+    column[l] = reinterpret_cast<const Words*>(keys + l * kDim + (lane * kEach / 8 ^ l) * 8 +
+                                               lane * kEach % 8);
+  }
   // Rows below encode_from are zeros, which change no sum.
-#pragma unroll 2
+#pragma unroll
   for (int k = 0; k < kColumnsKeys; k += 8) {
     Words v[8];
 #pragma unroll
     for (int l = 0; l < 8; ++l) {
-      v[l] = *reinterpret_cast<const Words*>(keys + (k + l) * kDim + (chunk ^ l) * 8 + within);
+      v[l] = column[l][k * (kDim / kEach)];
     }
 #pragma unroll
     for (int l = 0; l < 8; ++l) {
@@ -140,9 +174,13 @@ __device__ __forceinline__ float mean_of_columns(const KeySource& source, const 
   }
   const IndexView& ix = source.ix;
   const std::int32_t last = tile.base + kColumnsKeys - 1, count = last + 1 - tile.from;
-  const std::int64_t page = page_of(ix, source.table, source.slot, last);
+  const ColumnsPlace place(source, last);
+  const std::int32_t in_page = ix.blocks_per_page == 1 ? 0 : place.in_page / kColumnsKeys;
   const std::int64_t at =
-      page < 0 ? -1 : mean_offset(ix, page, source.head, last) + std::int64_t{lane} * kEach;
+      place.page < 0
+          ? -1
+          : ((place.page * ix.num_kv_heads + source.head) * ix.blocks_per_page + in_page) * kDim +
+                lane * kEach;
   float square = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
@@ -154,9 +192,15 @@ __device__ __forceinline__ float mean_of_columns(const KeySource& source, const 
     square = fmaf(sum[i], sum[i], square);
   }
 #pragma unroll
-  for (int i = 0; i < kWords; ++i) {
-    auto* to = reinterpret_cast<std::uint32_t*>(parts) + lane * kWords + i;
-    split2(sum[2 * i], sum[2 * i + 1], to, to + (kDim + 8) / 2);
+  for (int part = 0; part < 3; ++part) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const __nv_bfloat16 a = __float2bfloat16_rn(sum[2 * i]);
+      const __nv_bfloat16 b = __float2bfloat16_rn(sum[2 * i + 1]);
+      sum[2 * i] -= __bfloat162float(a), sum[2 * i + 1] -= __bfloat162float(b);
+      *reinterpret_cast<std::uint32_t*>(parts + part * (kDim + 8) + lane * kEach + 2 * i) =
+          pack(a, b);
+    }
   }
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(0xffffffffu, square, step);

@@ -19,37 +19,59 @@ __device__ __forceinline__ TwoLeast halve(const TwoLeast& a, const TwoLeast& b, 
   return own;
 }
 
-/// The mean's halves as b of mmas whose a is what b is of two subspaces' columns: there rows
-/// g have those of the first subspace and rows 0 .. 7 of a step in their first half, of the second
-/// one's in their second, rows g + 8 the same of rows 8 .. 15. Columns of b are (half of the mean,
-/// subspace, rows of the step), and in the subspace's half alone not zero.
+/// The mean's parts as b of mmas whose a is what b is of a subspace's columns in two steps: there
+/// rows g have dimensions 0 .. 7 of either step, rows g + 8 dimensions 8 .. 15. Columns of b are
+/// (part, which of those).
 template <int kSteps>
 __device__ __forceinline__ void load_parts(const std::uint16_t* parts,
-                                           std::uint32_t (&b)[kSteps][2]) {
+                                           std::uint32_t (&b)[kSteps / 2][2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const int part = g < 6 ? g / 2 : 0;
   const auto* row =
-      reinterpret_cast<const std::uint32_t*>(parts + g / 4 * (16 * kSteps + 8) + g % 2 * 8) + t;
-  const bool second = g / 2 % 2 != 0;
+      reinterpret_cast<const std::uint32_t*>(parts + part * (16 * kSteps + 8) + g % 2 * 8) + t;
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    const std::uint32_t v = row[step * 8];
-    b[step][0] = second ? 0 : v;
-    b[step][1] = second ? v : 0;
-  }
+  for (int step = 0; step < kSteps; ++step) b[step / 2][step % 2] = g < 6 ? row[step * 8] : 0;
 }
 
-/// Of two subspaces the rotated mean's dimensions 2t and 2t + 1, of what load_parts() led to.
-__device__ __forceinline__ void gather_mean(const float (&sums)[4], float (&mean)[2][2]) {
-  // Rows 0 .. 7 and 8 .. 15 of the steps; the mean's halves; lanes t = 0 have the first subspace.
-  float v = sums[0] + sums[3];
-  v += __shfl_xor_sync(0xffffffffu, v, 2);
-  const int t = static_cast<int>(threadIdx.x) % 4;
+/// Sums under way of a subspace: rows g, g + 8 of each sixteen, dimensions 2t and 2t + 1; and the
+/// mean's.
+template <int kSteps, bool kMeans>
+struct ColumnsSums {
+  float x[4][4], of_mean[4];
+
+  __device__ __forceinline__ void clear() {
 #pragma unroll
-  for (int u = 0; u < 2; ++u) {
+    for (int e = 0; e < 4; ++e) {
 #pragma unroll
-    for (int e = 0; e < 2; ++e) mean[u][e] = __shfl_sync(0xffffffffu, v, (2 * t + e) * 4 + u);
+      for (int tile = 0; tile < 4; ++tile) x[tile][e] = 0;
+      of_mean[e] = 0;
+    }
   }
-}
+  /// One of kSteps parts of the product, low halves first: while sums are small, so is what they
+  /// lose. rotation: the subspace's, of this lane.
+  __device__ __forceinline__ void add(const uint4* rotation, int part,
+                                      const ColumnsRows<kSteps>& rows,
+                                      const std::uint32_t (&mean)[kSteps / 2][2]) {
+    const uint4 b = rotation[part * 32];
+    const int step = part % (kSteps / 2) * 2;
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) multiply_add(x[tile], rows.a[tile][step], b.x, b.y);
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) multiply_add(x[tile], rows.a[tile][step + 1], b.z, b.w);
+    if constexpr (kMeans) {
+      const std::uint32_t a[4] = {b.x, b.y, b.z, b.w};
+      multiply_add(of_mean, a, mean[step / 2][0], mean[step / 2][1]);
+    }
+  }
+  /// The mean's dimensions 2t and 2t + 1.
+  __device__ __forceinline__ void gather_mean(float (&mean)[2]) const {
+    // Column 2t has the first eight of each step in rows g, column 2t + 1 the others in g + 8.
+    const float v = sum_of_four(of_mean[0] + of_mean[3]);
+    const int t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) mean[e] = __shfl_sync(0xffffffffu, v, (2 * t + e) * 4);
+  }
+};
 
 /// The two least distances of rows g and g + 8, of this lane's four centroids. x: the rows'
 /// subvectors, of dimensions 2t, 2t + 1. centroids, norms: as the table has them, for this lane.
@@ -110,84 +132,95 @@ struct ColumnsCodes {
   }
 };
 
-/// All codes of a warp's tile. n: of the lane's keys, as columns_gap() wants it.
+/// Finds codes from finished sums, sixteen keys at a time.
+template <int kSteps, bool kMeans>
+struct ColumnsSearch {
+  const ColumnsTable& table;
+  const float (&n)[2];  ///< of the lane's keys, as columns_gap() wants it
+  std::uint32_t ids[2][2];
+  uint4 centroids[2];
+  float norms[2][4];
+  ColumnsGap gap;
+  float mean[2];
+  TwoLeast even;
+
+  __device__ __forceinline__ ColumnsSearch(const ColumnsTable& t, const float (&keys)[2])
+      : table(t), n(keys) {
+    const uint4 v = table.ids[threadIdx.x % 4];
+    ids[0][0] = v.x, ids[0][1] = v.y, ids[1][0] = v.z, ids[1][1] = v.w;
+  }
+  __device__ __forceinline__ void begin(int s, const ColumnsSums<kSteps, kMeans>& sums) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
+    if constexpr (kMeans) sums.gather_mean(mean);
+    gap = table.gaps[s];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      centroids[r] = table.centroids[(s * 2 + r) * 32 + lane];
+      const float4 v = table.norms[(s * 2 + r) * 4 + t];
+      norms[r][0] = v.x, norms[r][1] = v.y, norms[r][2] = v.z, norms[r][3] = v.w;
+    }
+  }
+  __device__ __forceinline__ void search(int s, int tile, const ColumnsSums<kSteps, kMeans>& sums,
+                                         ColumnsCodes<kSteps>& codes) {
+    const bool odd = threadIdx.x % 2 != 0, upper = threadIdx.x / 2 % 2 != 0;
+    float x[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      x[e] = sums.x[tile][e];
+      if constexpr (kMeans) x[e] -= mean[e % 2];
+    }
+    TwoLeast row[2];
+    nearest_of_lane(x, centroids, norms, ids, row);
+    const TwoLeast own = halve(row[0], row[1], odd, 1);
+    if (tile % 2 == 0) {
+      even = own;
+      return;
+    }
+    const int p = tile / 2;
+    const TwoLeast result = halve(even, own, upper, 2);
+    codes.push(p, __float_as_uint(result.least));
+    const float needed = fmaf(id_loss(4), fabsf(result.least) + fabsf(result.second), gap(n[p]));
+    // Not above, rather than below: NaN anywhere goes the exact way.
+    if (!(result.second - result.least > needed)) codes.ties |= 1u << 16 * p << s;
+  }
+};
+
+/// All codes of a warp's tile: one subspace is searched while the next one's sums are under way.
 template <int kSteps, bool kMeans>
 __device__ __forceinline__ ColumnsCodes<kSteps> nearest_of_rows(const ColumnsTable& table,
                                                                 const ColumnsRows<kSteps>& rows,
                                                                 const std::uint16_t* parts,
                                                                 const float (&n)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
-  const bool odd = t % 2 != 0, upper = t / 2 != 0;
-  std::uint32_t ids[2][2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      ids[r][e] = static_cast<std::uint32_t>(8 * r + 2 * t + e);
-      asm("" : "+r"(ids[r][e]));  // else each is made anew of the first, for every distance
-    }
-  }
-  std::uint32_t mean[kSteps][2];
+  constexpr int kSubspaces = 2 * kSteps;
+  std::uint32_t mean[kSteps / 2][2];
   if constexpr (kMeans) load_parts<kSteps>(parts, mean);
   ColumnsCodes<kSteps> codes{};
-  const uint4* rotation = table.rotation + lane;
-  const uint4* centroids = table.centroids + lane;
-  const float4* norms = table.norms + t;
-  const ColumnsGap* gaps = table.gaps;
-  std::uint32_t bit = 1;
+  ColumnsSearch<kSteps, kMeans> search(table, n);
+  ColumnsSums<kSteps, kMeans> one, two;
+  const uint4* rotation = table.rotation + threadIdx.x % 32;
+  one.clear();
+#pragma unroll
+  for (int part = 0; part < kSteps; ++part) one.add(rotation, part, rows, mean);
+  const auto both = [&](int s, const ColumnsSums<kSteps, kMeans>& done,
+                        ColumnsSums<kSteps, kMeans>& next) {
+    rotation += kSteps * 32;
+    next.clear();
+    search.begin(s, done);
+#pragma unroll
+    for (int part = 0; part < kSteps; ++part) {
+      next.add(rotation, part, rows, mean);
+      if (part % (kSteps / 4) == kSteps / 4 - 1) search.search(s, part / (kSteps / 4), done, codes);
+    }
+  };
 #pragma unroll 1
-  for (int pair = 0; pair < kSteps; ++pair) {
-    float x[4][2][4] = {}, of_mean[4] = {};
-    // The low halves first: while sums are small, so is what they lose.
-#pragma unroll
-    for (int i = 0; i < 2 * kSteps; ++i) {
-      const uint4 b = rotation[i * 32];
-#pragma unroll
-      for (int tile = 0; tile < 4; ++tile) {
-        multiply_add(x[tile][0], rows.a[tile][i % kSteps], b.x, b.y);
-        multiply_add(x[tile][1], rows.a[tile][i % kSteps], b.z, b.w);
-      }
-      if constexpr (kMeans) {
-        const std::uint32_t a[4] = {b.x, b.y, b.z, b.w};
-        multiply_add(of_mean, a, mean[i % kSteps][0], mean[i % kSteps][1]);
-      }
-    }
-    rotation += 2 * kSteps * 32;
-    float own_mean[2][2];
-    if constexpr (kMeans) gather_mean(of_mean, own_mean);
-#pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      if constexpr (kMeans) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-#pragma unroll
-          for (int tile = 0; tile < 4; ++tile) x[tile][u][e] -= own_mean[u][e % 2];
-        }
-      }
-      const uint4 c[2] = {centroids[0], centroids[32]};
-      const float4 n0 = norms[0], n1 = norms[4];
-      const float start[2][4] = {{n0.x, n0.y, n0.z, n0.w}, {n1.x, n1.y, n1.z, n1.w}};
-      const ColumnsGap gap = *gaps;
-      centroids += 64, norms += 8, ++gaps;
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        TwoLeast of_tile[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          TwoLeast row[2];
-          nearest_of_lane(x[2 * p + h][u], c, start, ids, row);
-          of_tile[h] = halve(row[0], row[1], odd, 1);
-        }
-        const TwoLeast result = halve(of_tile[0], of_tile[1], upper, 2);
-        codes.push(p, __float_as_uint(result.least));
-        const float needed =
-            fmaf(id_loss(4), fabsf(result.least) + fabsf(result.second), gap(n[p]));
-        // Not above, rather than below: NaN anywhere goes the exact way.
-        if (!(result.second - result.least > needed)) codes.ties |= bit << 16 * p;
-      }
-      bit <<= 1;
-    }
+  for (int s = 0; s < kSubspaces - 2; s += 2) {
+    both(s, one, two);
+    both(s + 1, two, one);
   }
+  both(kSubspaces - 2, one, two);
+  search.begin(kSubspaces - 1, two);
+#pragma unroll
+  for (int tile = 0; tile < 4; ++tile) search.search(kSubspaces - 1, tile, two, codes);
   return codes;
 }
 

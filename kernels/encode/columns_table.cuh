@@ -14,12 +14,14 @@ constexpr int kColumnsCentroids = 16;
 
 /// Pointers into shared memory. A lane's g = lane / 4, t = lane % 4.
 struct ColumnsTable {
-  uint4* rotation;   ///< [m / 2][low, high][d / 16][lane]: of column 8 s + g rows 2t, 2t + 1 and
-                     ///< rows 2t + 8, 2t + 9, then of column 8 (s + 1) + g
+  uint4* rotation;   ///< [m][low, high][d / 32][lane]: of column 8 s + g rows 2t, 2t + 1 and rows
+                     ///< 2t + 8, 2t + 9, then the same 16 rows on
   uint4* centroids;  ///< [m][2][lane]: of -2 c, centroid g (+ 8), dimensions 2t, 2t + 1: the high
                      ///< half twice, the low half twice
   float4* norms;     ///< [m][2][4]: |c|^2 of centroids 2t, 2t + 1 (+ 8), twice
   ColumnsGap* gaps;  ///< [m]
+  uint4* ids;        ///< [4]: 2t, 2t + 1, 2t + 8, 2t + 9; from memory, since they would be made
+                     ///< anew of each other for every distance
 };
 
 /// The larger of two that are not negative, NaN more than any.
@@ -42,7 +44,7 @@ template <int kDim>
 __device__ __forceinline__ float stretch_of(const float* columns) {
   const int j = static_cast<int>(threadIdx.x) % 8, half = static_cast<int>(threadIdx.x) / 8 % 2;
   float gram[8] = {};
-#pragma unroll 4
+#pragma unroll 8
   for (int i = half; i < kDim; i += 2) {
     const auto* row = reinterpret_cast<const float4*>(columns + i * kDim);
     const float own = columns[i * kDim + j];
@@ -66,17 +68,19 @@ __device__ __forceinline__ float stretch_of(const float* columns) {
 }
 
 /// Fills the table. All threads of the block call it, an even number of warps; a barrier must
-/// follow. rotation [d][d], codebook [m][8][16]: the KV head's. whole_means: as columns_weight()
-/// has it. scratch: shared, [d][d].
+/// follow. rotation [d][d], codebook [m][8][16]: the KV head's. scratch:
+/// shared, [d][d].
 template <int kSteps>
 __device__ __forceinline__ void load_columns(const float* __restrict__ rotation,
-                                             const float* __restrict__ codebook, bool whole_means,
-                                             float* scratch, const ColumnsTable& table) {
+                                             const float* __restrict__ codebook, float* scratch,
+                                             const ColumnsTable& table) {
   constexpr int kDim = 16 * kSteps, kSubspaces = 2 * kSteps;
   const auto tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+#pragma unroll 4
   for (int i = tid; i < kDim * kDim / 4; i += threads) {
     copy_async<16>(scratch + i * 4, rotation + i * 4);
   }
+#pragma unroll 4
   for (int item = tid; item < kSubspaces * 64; item += threads) {
     const int s = item / 64, id = item / 4 % 16, t = item % 4;
     const float* c = codebook + (s * 8 + t * 2) * kColumnsCentroids + id;
@@ -84,19 +88,24 @@ __device__ __forceinline__ void load_columns(const float* __restrict__ rotation,
     split2(-2 * __ldg(c), -2 * __ldg(c + kColumnsCentroids), &high, &low);
     table.centroids[item] = make_uint4(high, high, low, low);
   }
+  if (tid < 4) {
+    const auto id = static_cast<std::uint32_t>(2 * tid);
+    table.ids[tid] = make_uint4(id, id + 1, id + 8, id + 9);
+  }
   wait_for_copies();
   __syncthreads();
+#pragma unroll 2
   for (int item = tid; item < kSteps * kSteps * 32; item += threads) {
-    const int lane = item % 32, step = item / 32 % kSteps, pair = item / 32 / kSteps;
-    const float* at = scratch + (step * 16 + lane % 4 * 2) * kDim + pair * 16 + lane / 4;
+    const int lane = item % 32, two = item / 32 % (kSteps / 2), s = item / 32 / (kSteps / 2);
+    const float* at = scratch + (two * 32 + lane % 4 * 2) * kDim + s * 8 + lane / 4;
     uint4 high, low;
     split2(at[0], at[kDim], &high.x, &low.x);
     split2(at[8 * kDim], at[9 * kDim], &high.y, &low.y);
-    split2(at[8], at[kDim + 8], &high.z, &low.z);
-    split2(at[8 * kDim + 8], at[9 * kDim + 8], &high.w, &low.w);
-    uint4* to = table.rotation + (pair * 2 * kSteps + step) * 32 + lane;
+    split2(at[16 * kDim], at[17 * kDim], &high.z, &low.z);
+    split2(at[24 * kDim], at[25 * kDim], &high.w, &low.w);
+    uint4* to = table.rotation + (s * kSteps + two) * 32 + lane;
     to[0] = low;
-    to[kSteps * 32] = high;
+    to[kSteps / 2 * 32] = high;
   }
   // Sixteen lanes a subspace, a centroid each.
   const int c = tid % 16;
@@ -105,12 +114,15 @@ __device__ __forceinline__ void load_columns(const float* __restrict__ rotation,
     if (c == 0) table.gaps[s].most = stretch;
   }
   __syncthreads();
-  for (int i = tid; i < kDim * kDim; i += threads) {
-    const float v = scratch[i];
-    __nv_bfloat16 high, low;
-    split(v, &high, &low);
-    const float rest = v - __bfloat162float(high) - __bfloat162float(low);
-    scratch[i] = fmaf(columns_weight(kDim, i / kDim, whole_means), fabsf(v), fabsf(rest));
+#pragma unroll 4
+  for (int i = tid; i < kDim * kDim / 2; i += threads) {
+    float2& v = reinterpret_cast<float2*>(scratch)[i];
+    std::uint32_t high, low;
+    split2(v.x, v.y, &high, &low);
+    const float x = v.x - __uint_as_float(high << 16) - __uint_as_float(low << 16);
+    const float y = v.y - __uint_as_float(high & 0xffff0000u) - __uint_as_float(low & 0xffff0000u);
+    const float weight = columns_weight(kDim, i / (kDim / 2));
+    v = make_float2(fmaf(weight, fabsf(v.x), fabsf(x)), fmaf(weight, fabsf(v.y), fabsf(y)));
   }
   __syncthreads();
   for (int s = tid / 16; s < kSubspaces; s += threads / 16) {
@@ -120,7 +132,7 @@ __device__ __forceinline__ void load_columns(const float* __restrict__ rotation,
       v[j] = fabsf(__ldg(codebook + (s * 8 + j) * kColumnsCentroids + c));
       norm = fmaf(v[j], v[j], norm);
     }
-#pragma unroll 4
+#pragma unroll 8
     for (int i = 0; i < kDim; ++i) {
       const auto* row = reinterpret_cast<const float4*>(scratch + i * kDim + s * 8);
       const float4 a = row[0], b = row[1];

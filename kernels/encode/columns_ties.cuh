@@ -9,44 +9,16 @@
 
 namespace quarry::cuda {
 
-/// 32 dimensions of a key, and of a column of the rotation, under way.
-struct ColumnsStretch {
-  static constexpr int kDims = 32;
-  uint4 key[kDims / 8];
-  float column[kDims];
-
-  __device__ __forceinline__ void load(const uint4* row, const float* rotation, int dim, int i) {
-#pragma unroll
-    for (int l = 0; l < kDims / 8; ++l) key[l] = __ldg(row + i / 8 + l);
-#pragma unroll
-    for (int l = 0; l < kDims; ++l) column[l] = __ldg(rotation + (i + l) * dim);
-  }
-  /// v, with these dimensions' terms.
-  template <bool kMeans>
-  __device__ __forceinline__ float add(float v, const float* means) const {
-#pragma unroll
-    for (int l = 0; l < kDims; l += 4) {
-      float4 mean = make_float4(0, 0, 0, 0);
-      if constexpr (kMeans) mean = *reinterpret_cast<const float4*>(means + l);
-      const uint4& chunk = key[l / 8];
-      const std::uint32_t a = l % 8 == 0 ? chunk.x : chunk.z, b = l % 8 == 0 ? chunk.y : chunk.w;
-      v = fmaf(__uint_as_float(a << 16) - mean.x, column[l], v);
-      v = fmaf(__uint_as_float(a & 0xffff0000u) - mean.y, column[l + 1], v);
-      v = fmaf(__uint_as_float(b << 16) - mean.z, column[l + 2], v);
-      v = fmaf(__uint_as_float(b & 0xffff0000u) - mean.w, column[l + 3], v);
-    }
-    return v;
-  }
-};
-
-/// rotation [d][d], codebook [m][8][16]: the KV head's; means: the tile's, shared.
+/// rotation [d][d], codebook [m][8][16]: the KV head's; means: the tile's, shared; keys: shared,
+/// [4][d + 8], room.
 template <int kSteps, bool kMeans>
 __device__ __forceinline__ void settle_columns(const KeySource& source, const ColumnsTile& tile,
                                                const float* __restrict__ rotation,
                                                const float* __restrict__ codebook,
-                                               const float* means, ColumnsCodes<kSteps>& codes) {
+                                               const float* means, std::uint16_t* keys,
+                                               ColumnsCodes<kSteps>& codes) {
   constexpr unsigned kAll = 0xffffffffu;
-  constexpr int kDim = 16 * kSteps, kDims = ColumnsStretch::kDims;
+  constexpr int kDim = 16 * kSteps;
   const int lane = static_cast<int>(threadIdx.x) % 32, j = lane % 8;
 #pragma unroll 1
   while (true) {
@@ -62,6 +34,14 @@ __device__ __forceinline__ void settle_columns(const KeySource& source, const Co
     const std::int64_t at = find_columns_key(source, tile, which / 16 * 32 + columns_row(owner));
     const auto* row =
         reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(source.keys.data) + at);
+    // All that is needed is asked for before the first of it is: there is little else to do.
+    uint4 chunk[kDim / 64];
+#pragma unroll
+    for (int l = 0; l < kDim / 64; ++l) chunk[l] = __ldg(row + l * 8 + j);
+    const float* const from = rotation + s * 8 + j;
+    float column[kDim];
+#pragma unroll
+    for (int l = 0; l < kDim; ++l) column[l] = __ldg(from + l * kDim);
     const float* c = codebook + s * (8 * kColumnsCentroids) + j;
     float centroids[2][8];
 #pragma unroll
@@ -69,17 +49,22 @@ __device__ __forceinline__ void settle_columns(const KeySource& source, const Co
       centroids[0][l] = __ldg(c + l * kColumnsCentroids);
       centroids[1][l] = __ldg(c + l * kColumnsCentroids + 8);
     }
-    const float* column = rotation + s * 8 + j;
-    float v = 0;
-    ColumnsStretch one, two;
-    one.load(row, column, kDim, 0);
+    std::uint16_t* const key = keys + lane / 8 * (kDim + 8);
 #pragma unroll
-    for (int i = 0; i < kDim; i += 2 * kDims) {
-      two.load(row, column, kDim, i + kDims);
-      v = one.template add<kMeans>(v, means + i);
-      if (i + 2 * kDims < kDim) one.load(row, column, kDim, i + 2 * kDims);
-      v = two.template add<kMeans>(v, means + i + kDims);
+    for (int l = 0; l < kDim / 64; ++l) reinterpret_cast<uint4*>(key)[l * 8 + j] = chunk[l];
+    __syncwarp();
+    float v = 0;
+#pragma unroll
+    for (int l = 0; l < kDim; l += 4) {
+      const uint2 k = *reinterpret_cast<const uint2*>(key + l);
+      float4 mean = make_float4(0, 0, 0, 0);
+      if constexpr (kMeans) mean = *reinterpret_cast<const float4*>(means + l);
+      v = fmaf(__uint_as_float(k.x << 16) - mean.x, column[l], v);
+      v = fmaf(__uint_as_float(k.x & 0xffff0000u) - mean.y, column[l + 1], v);
+      v = fmaf(__uint_as_float(k.y << 16) - mean.z, column[l + 2], v);
+      v = fmaf(__uint_as_float(k.y & 0xffff0000u) - mean.w, column[l + 3], v);
     }
+    __syncwarp();  // before the next ones' keys
     float sum[2] = {0, 0};
 #pragma unroll
     for (int l = 0; l < 8; ++l) {

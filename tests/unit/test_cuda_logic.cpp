@@ -33,7 +33,7 @@ TEST(CudaTiling, CoversWhatIsDueOnce) {
       const Tile tile = tiling.tile(begin, n, i);
       ASSERT_LE(tile.count, tiling.keys);
       if (bs == 0 || tiling.keys % bs == 0) {
-        const ColumnsTile rows = columns_tile(tiling, begin, n, i);
+        const ColumnsTile rows = ColumnsTiles(tiling, begin, n).tile(i);
         ASSERT_EQ(rows.from, tile.first);
         ASSERT_EQ(rows.end, tile.first + tile.count);
         ASSERT_LE(rows.base, rows.from);
@@ -329,9 +329,8 @@ TEST(CudaEncodeBound, KnowsWhatHalvesLose) {
 }
 
 // Rotated and compared as encode_columns_kernel does it: approximate distances differ from the
-// contract's by no more than columns_gap() says, with means up to twenty times the residuals, in
-// float32 and in 16 bits, rotations that stretch, sums truncated as an mma's; and the gap leaves
-// few near ties.
+// contract's by no more than columns_gap() says, with means up to twenty times the residuals,
+// rotations that stretch, sums truncated as an mma's; and the gap leaves few near ties.
 TEST(CudaEncodeBound, CoversColumnsOfARotation) {
   constexpr int kDim = 128, kSub = 8, kCentroids = 16, kTrials = 300;
   std::mt19937 random(7);
@@ -359,106 +358,105 @@ TEST(CudaEncodeBound, CoversColumnsOfARotation) {
     for (int i = 0; i < count; ++i) sum += double{v[i]} * v[i];
     return std::sqrt(sum);
   };
-  for (const bool whole_means : {false, true}) {
-    for (const float mean_scale : {0.0f, 1.0f, 20.0f}) {
-      for (const float stretch : {1.0f, 30.0f}) {
-        // Columns of the rotation, and centroids, [8][128] and [16][8].
-        std::vector<float> columns(kSub * kDim), high(kSub * kDim), low(kSub * kDim);
-        std::vector<float> centroids(kCentroids * kSub), norms(kCentroids);
-        for (int j = 0; j < kSub; ++j) {
-          for (int i = 0; i < kDim; ++i) {
-            const int at = j * kDim + i;
-            columns[at] = normal(random) * (j == 0 ? stretch : 1) / std::sqrt(float{kDim});
-            high[at] = bfloat16(columns[at]), low[at] = bfloat16(columns[at] - high[at]);
-          }
+  for (const float mean_scale : {0.0f, 1.0f, 20.0f}) {
+    for (const float stretch : {1.0f, 30.0f}) {
+      // Columns of the rotation, and centroids, [8][128] and [16][8].
+      std::vector<float> columns(kSub * kDim), high(kSub * kDim), low(kSub * kDim);
+      std::vector<float> centroids(kCentroids * kSub), norms(kCentroids);
+      for (int j = 0; j < kSub; ++j) {
+        for (int i = 0; i < kDim; ++i) {
+          const int at = j * kDim + i;
+          columns[at] = normal(random) * (j == 0 ? stretch : 1) / std::sqrt(float{kDim});
+          high[at] = bfloat16(columns[at]), low[at] = bfloat16(columns[at] - high[at]);
         }
-        ColumnsSubspace of{};
-        double most = 0;
-        for (int a = 0; a < kSub; ++a) {
-          double across = 0;
-          for (int b = 0; b < kSub; ++b) {
-            double entry = 0;
-            for (int i = 0; i < kDim; ++i) {
-              entry += double{columns[a * kDim + i]} * columns[b * kDim + i];
-            }
-            across += std::abs(entry);
-          }
-          most = std::max(most, across);
-        }
-        of.stretch = static_cast<float>(std::sqrt(most));
-        for (int c = 0; c < kCentroids; ++c) {
-          for (int j = 0; j < kSub; ++j) {
-            const float v = normal(random) * (j == 0 ? stretch : 1);
-            centroids[c * kSub + j] = v;
-            norms[c] = std::fma(v, v, norms[c]);
-          }
-          double lever = 0;
-          for (int i = 0; i < kDim; ++i) {
-            double sum = 0;
-            for (int j = 0; j < kSub; ++j) {
-              const int at = j * kDim + i;
-              sum += std::abs(double{centroids[c * kSub + j]}) *
-                     (double{columns_weight(kDim, i, whole_means)} * std::abs(columns[at]) +
-                      std::abs(double{columns[at]} - high[at] - low[at]));
-            }
-            lever += sum * sum;
-          }
-          of.lever = std::max(of.lever, static_cast<float>(std::sqrt(lever)));
-          of.reach = std::max(of.reach, std::sqrt(norms[c]));
-        }
-        const ColumnsGap gap_of = columns_gap(of);
-        int ties = 0;
-        double worst = 0;
-        for (int trial = 0; trial < kTrials; ++trial) {
-          std::vector<float> key(kDim), mean(kDim), parts[2] = {key, key};
-          float exact[kSub] = {}, x[2 * kSub];
-          for (int i = 0; i < kDim; ++i) {
-            mean[i] = mean_scale * normal(random);
-            if (!whole_means) mean[i] = half_to_float(float_to_half(mean[i]));
-            key[i] = bfloat16(mean[i] + normal(random));
-            parts[0][i] = bfloat16(mean[i]), parts[1][i] = bfloat16(mean[i] - parts[0][i]);
-            for (int j = 0; j < kSub; ++j) {
-              exact[j] = std::fma(key[i] - mean[i], columns[j * kDim + i], exact[j]);
-            }
-          }
-          for (int j = 0; j < kSub; ++j) {
-            const float *h = &high[j * kDim], *l = &low[j * kDim];
-            const auto rotated = [&](const std::vector<float>& v) {
-              return product(v.data(), h, kDim, product(v.data(), l, kDim, 0));
-            };
-            const float v = rotated(key) - (rotated(parts[0]) + rotated(parts[1]));
-            x[j] = bfloat16(v), x[kSub + j] = bfloat16(v - x[j]);
-          }
-          std::vector<float> approximate;
-          std::vector<double> error;
-          for (int c = 0; c < kCentroids; ++c) {
-            float c_high[2 * kSub], c_low[2 * kSub], distance = 0;
-            for (int j = 0; j < kSub; ++j) {
-              const float v = centroids[c * kSub + j], diff = exact[j] - v;
-              distance = std::fma(diff, diff, distance);
-              c_high[j] = c_high[kSub + j] = bfloat16(-2 * v);
-              c_low[j] = c_low[kSub + j] = bfloat16(-2 * v - c_high[j]);
-            }
-            approximate.push_back(
-                product(x, c_low, 2 * kSub, product(x, c_high, 2 * kSub, norms[c])));
-            error.push_back(double{approximate.back()} - distance);
-          }
-          const float n = static_cast<float>(length(key.data(), kDim) + length(mean.data(), kDim));
-          const float gap = gap_of(n);
-          ASSERT_LT(n, gap_of.most);
-          const auto [least, largest] = std::minmax_element(error.begin(), error.end());
-          ASSERT_LE(*largest - *least, gap);
-          worst = std::max(worst, (*largest - *least) / gap);
-          std::sort(approximate.begin(), approximate.end());
-          if (!(approximate[1] - approximate[0] > gap)) ++ties;
-        }
-        EXPECT_GT(worst, 1e-4);  // the bound is of the error's kind
-        if (mean_scale < 2 && stretch < 2) {
-          EXPECT_LT(ties, kTrials / 40);
-        }
-        EXPECT_FALSE(gap_of(INFINITY) < INFINITY);
-        EXPECT_LT(of.stretch * gap_of.most + of.reach, kMostReach * 1.0001f);
       }
+      ColumnsSubspace of{};
+      double most = 0;
+      for (int a = 0; a < kSub; ++a) {
+        double across = 0;
+        for (int b = 0; b < kSub; ++b) {
+          double entry = 0;
+          for (int i = 0; i < kDim; ++i) {
+            entry += double{columns[a * kDim + i]} * columns[b * kDim + i];
+          }
+          across += std::abs(entry);
+        }
+        most = std::max(most, across);
+      }
+      of.stretch = static_cast<float>(std::sqrt(most));
+      for (int c = 0; c < kCentroids; ++c) {
+        for (int j = 0; j < kSub; ++j) {
+          const float v = normal(random) * (j == 0 ? stretch : 1);
+          centroids[c * kSub + j] = v;
+          norms[c] = std::fma(v, v, norms[c]);
+        }
+        double lever = 0;
+        for (int i = 0; i < kDim; ++i) {
+          double sum = 0;
+          for (int j = 0; j < kSub; ++j) {
+            const int at = j * kDim + i;
+            sum += std::abs(double{centroids[c * kSub + j]}) *
+                   (double{columns_weight(kDim, i)} * std::abs(columns[at]) +
+                    std::abs(double{columns[at]} - high[at] - low[at]));
+          }
+          lever += sum * sum;
+        }
+        of.lever = std::max(of.lever, static_cast<float>(std::sqrt(lever)));
+        of.reach = std::max(of.reach, std::sqrt(norms[c]));
+      }
+      const ColumnsGap gap_of = columns_gap(of);
+      int ties = 0;
+      double worst = 0;
+      for (int trial = 0; trial < kTrials; ++trial) {
+        std::vector<float> key(kDim), mean(kDim), parts[3] = {key, key, key};
+        float exact[kSub] = {}, x[2 * kSub];
+        for (int i = 0; i < kDim; ++i) {
+          mean[i] = mean_scale * normal(random);
+          key[i] = bfloat16(mean[i] + normal(random));
+          parts[0][i] = bfloat16(mean[i]), parts[1][i] = bfloat16(mean[i] - parts[0][i]);
+          parts[2][i] = bfloat16(mean[i] - parts[0][i] - parts[1][i]);
+          for (int j = 0; j < kSub; ++j) {
+            exact[j] = std::fma(key[i] - mean[i], columns[j * kDim + i], exact[j]);
+          }
+        }
+        for (int j = 0; j < kSub; ++j) {
+          const float *h = &high[j * kDim], *l = &low[j * kDim];
+          const auto rotated = [&](const std::vector<float>& v) {
+            return product(v.data(), h, kDim, product(v.data(), l, kDim, 0));
+          };
+          const float v =
+              rotated(key) - (rotated(parts[0]) + rotated(parts[1]) + rotated(parts[2]));
+          x[j] = bfloat16(v), x[kSub + j] = bfloat16(v - x[j]);
+        }
+        std::vector<float> approximate;
+        std::vector<double> error;
+        for (int c = 0; c < kCentroids; ++c) {
+          float c_high[2 * kSub], c_low[2 * kSub], distance = 0;
+          for (int j = 0; j < kSub; ++j) {
+            const float v = centroids[c * kSub + j], diff = exact[j] - v;
+            distance = std::fma(diff, diff, distance);
+            c_high[j] = c_high[kSub + j] = bfloat16(-2 * v);
+            c_low[j] = c_low[kSub + j] = bfloat16(-2 * v - c_high[j]);
+          }
+          approximate.push_back(
+              product(x, c_low, 2 * kSub, product(x, c_high, 2 * kSub, norms[c])));
+          error.push_back(double{approximate.back()} - distance);
+        }
+        const float n = static_cast<float>(length(key.data(), kDim) + length(mean.data(), kDim));
+        const float gap = gap_of(n);
+        ASSERT_LT(n, gap_of.most);
+        const auto [least, largest] = std::minmax_element(error.begin(), error.end());
+        ASSERT_LE(*largest - *least, gap);
+        worst = std::max(worst, (*largest - *least) / gap);
+        std::sort(approximate.begin(), approximate.end());
+        if (!(approximate[1] - approximate[0] > gap)) ++ties;
+      }
+      EXPECT_GT(worst, 1e-4);  // the bound is of the error's kind
+      if (mean_scale < 2 && stretch < 2) {
+        EXPECT_LT(ties, kTrials / 40);
+      }
+      EXPECT_FALSE(gap_of(INFINITY) < INFINITY);
+      EXPECT_LT(of.stretch * gap_of.most + of.reach, kMostReach * 1.0001f);
     }
   }
   // A subspace of which nothing can be proven: at any n.
