@@ -94,10 +94,10 @@ __device__ __forceinline__ void fetch_columns(const KeyView& keys, const std::in
   constexpr int kChunks = 2 * kSteps, kRows = 32 / kChunks;  // rows at once
   const int lane = static_cast<int>(threadIdx.x) % 32, c = lane % kChunks, row = lane / kChunks;
   const auto* elements = static_cast<const std::uint16_t*>(keys.data) + c * 8;
-  const auto copy = [&](int k, std::int64_t at_p, bool all) {
+  const auto copy = [&](int k, std::int64_t at_p) {
     const int of = (k % 8 + row) * 4 + k % 32 / 8;  // whose columns_row() is k % 32 + row
     const std::int64_t from = __shfl_sync(0xffffffffu, at_p, of);
-    const bool there = all || from != kColumnsNoRow;
+    const bool there = from != kColumnsNoRow;
     copy_async_or_zero(to + (k + row) * (kChunks * 8) + (c ^ (k % 8 + row)) * 8,
                        elements + (there ? from : 0), there);
   };
@@ -107,16 +107,17 @@ __device__ __forceinline__ void fetch_columns(const KeyView& keys, const std::in
   if (__all_sync(0xffffffffu,
                  first != kColumnsNoRow && at[0] == own && at[1] == own + 32 * stride)) {
     const std::uint16_t* from = elements + first + row * stride;
+    // Eight rows at a time, as the swizzle repeats.
+#pragma unroll 1
+    for (int k = 0; k < kColumnsKeys; k += 8) {
 #pragma unroll
-    for (int k = 0; k < kColumnsKeys; k += kRows, from += kRows * stride) {
-      copy_async_or_zero(to + (k + row) * (kChunks * 8) + (c ^ (k % 8 + row)) * 8, from, true);
+      for (int l = 0; l < 8; l += kRows, from += kRows * stride) {
+        copy_async_or_zero(to + (k + l + row) * (kChunks * 8) + (c ^ (l + row)) * 8, from, true);
+      }
     }
-  } else if (__all_sync(0xffffffffu, at[0] != kColumnsNoRow && at[1] != kColumnsNoRow)) {
-#pragma unroll
-    for (int k = 0; k < kColumnsKeys; k += kRows) copy(k, at[k / 32], true);
   } else {
 #pragma unroll 1
-    for (int k = 0; k < kColumnsKeys; k += kRows) copy(k, k < 32 ? at[0] : at[1], false);
+    for (int k = 0; k < kColumnsKeys; k += kRows) copy(k, k < 32 ? at[0] : at[1]);
   }
 }
 
@@ -150,7 +151,7 @@ __device__ __forceinline__ float mean_of_columns(const KeySource& source, const 
                                                lane * kEach % 8);
   }
   // Rows below encode_from are zeros, which change no sum.
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kColumnsKeys; k += 8) {
     Words v[8];
 #pragma unroll
@@ -181,16 +182,20 @@ __device__ __forceinline__ float mean_of_columns(const KeySource& source, const 
           ? -1
           : ((place.page * ix.num_kv_heads + source.head) * ix.blocks_per_page + in_page) * kDim +
                 lane * kEach;
-  float square = 0;
+  float* const own = means + lane * kEach;
 #pragma unroll
+  for (int i = 0; i < kEach; ++i) own[i] = sum[i];
+  float square = 0;
+#pragma unroll 1
   for (int i = 0; i < kEach; ++i) {
     // A division by a power of two is exact either way.
-    sum[i] =
-        count == kColumnsKeys ? sum[i] * (1.0f / kColumnsKeys) : sum[i] / static_cast<float>(count);
-    sum[i] = store_rounded(ix, at < 0 ? at : at + i, sum[i]);
-    means[lane * kEach + i] = sum[i];
-    square = fmaf(sum[i], sum[i], square);
+    const float mean =
+        count == kColumnsKeys ? own[i] * (1.0f / kColumnsKeys) : own[i] / static_cast<float>(count);
+    own[i] = store_rounded(ix, at < 0 ? at : at + i, mean);
+    square = fmaf(own[i], own[i], square);
   }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) sum[i] = own[i];
 #pragma unroll
   for (int part = 0; part < 3; ++part) {
 #pragma unroll

@@ -185,7 +185,8 @@ struct ColumnsSearch {
   }
 };
 
-/// All codes of a warp's tile: one subspace is searched while the next one's sums are under way.
+/// All codes of a warp's tile. The loop is short, for the instruction caches: tensor cores and the
+/// search share the time of a multiprocessor's quarter in whatever order they come.
 template <int kSteps, bool kMeans>
 __device__ __forceinline__ ColumnsCodes<kSteps> nearest_of_rows(const ColumnsTable& table,
                                                                 const ColumnsRows<kSteps>& rows,
@@ -196,31 +197,17 @@ __device__ __forceinline__ ColumnsCodes<kSteps> nearest_of_rows(const ColumnsTab
   if constexpr (kMeans) load_parts<kSteps>(parts, mean);
   ColumnsCodes<kSteps> codes{};
   ColumnsSearch<kSteps, kMeans> search(table, n);
-  ColumnsSums<kSteps, kMeans> one, two;
   const uint4* rotation = table.rotation + threadIdx.x % 32;
-  one.clear();
-#pragma unroll
-  for (int part = 0; part < kSteps; ++part) one.add(rotation, part, rows, mean);
-  const auto both = [&](int s, const ColumnsSums<kSteps, kMeans>& done,
-                        ColumnsSums<kSteps, kMeans>& next) {
-    rotation += kSteps * 32;
-    next.clear();
-    search.begin(s, done);
-#pragma unroll
-    for (int part = 0; part < kSteps; ++part) {
-      next.add(rotation, part, rows, mean);
-      if (part % (kSteps / 4) == kSteps / 4 - 1) search.search(s, part / (kSteps / 4), done, codes);
-    }
-  };
 #pragma unroll 1
-  for (int s = 0; s < kSubspaces - 2; s += 2) {
-    both(s, one, two);
-    both(s + 1, two, one);
-  }
-  both(kSubspaces - 2, one, two);
-  search.begin(kSubspaces - 1, two);
+  for (int s = 0; s < kSubspaces; ++s, rotation += kSteps * 32) {
+    ColumnsSums<kSteps, kMeans> sums;
+    sums.clear();
 #pragma unroll
-  for (int tile = 0; tile < 4; ++tile) search.search(kSubspaces - 1, tile, two, codes);
+    for (int part = 0; part < kSteps; ++part) sums.add(rotation, part, rows, mean);
+    search.begin(s, sums);
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) search.search(s, tile, sums, codes);
+  }
   return codes;
 }
 

@@ -18,7 +18,7 @@ __device__ __forceinline__ void settle_columns(const KeySource& source, const Co
                                                const float* means, std::uint16_t* keys,
                                                ColumnsCodes<kSteps>& codes) {
   constexpr unsigned kAll = 0xffffffffu;
-  constexpr int kDim = 16 * kSteps;
+  constexpr int kDim = 16 * kSteps, kStretch = 16;
   const int lane = static_cast<int>(threadIdx.x) % 32, j = lane % 8;
 #pragma unroll 1
   while (true) {
@@ -34,14 +34,19 @@ __device__ __forceinline__ void settle_columns(const KeySource& source, const Co
     const std::int64_t at = find_columns_key(source, tile, which / 16 * 32 + columns_row(owner));
     const auto* row =
         reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(source.keys.data) + at);
-    // All that is needed is asked for before the first of it is: there is little else to do.
     uint4 chunk[kDim / 64];
 #pragma unroll
     for (int l = 0; l < kDim / 64; ++l) chunk[l] = __ldg(row + l * 8 + j);
-    const float* const from = rotation + s * 8 + j;
-    float column[kDim];
+    // Two stretches of the rotation's column are under way at a time.
+    const float* column = rotation + s * 8 + j;
+    float one[kStretch], two[kStretch];
+    const auto load = [&](float(&r)[kStretch]) {
 #pragma unroll
-    for (int l = 0; l < kDim; ++l) column[l] = __ldg(from + l * kDim);
+      for (int l = 0; l < kStretch; ++l) r[l] = __ldg(column + l * kDim);
+      column += kStretch * kDim;
+    };
+    load(one);
+    load(two);
     const float* c = codebook + s * (8 * kColumnsCentroids) + j;
     float centroids[2][8];
 #pragma unroll
@@ -54,15 +59,25 @@ __device__ __forceinline__ void settle_columns(const KeySource& source, const Co
     for (int l = 0; l < kDim / 64; ++l) reinterpret_cast<uint4*>(key)[l * 8 + j] = chunk[l];
     __syncwarp();
     float v = 0;
+    const auto add = [&](int i, const float(&r)[kStretch]) {
 #pragma unroll
-    for (int l = 0; l < kDim; l += 4) {
-      const uint2 k = *reinterpret_cast<const uint2*>(key + l);
-      float4 mean = make_float4(0, 0, 0, 0);
-      if constexpr (kMeans) mean = *reinterpret_cast<const float4*>(means + l);
-      v = fmaf(__uint_as_float(k.x << 16) - mean.x, column[l], v);
-      v = fmaf(__uint_as_float(k.x & 0xffff0000u) - mean.y, column[l + 1], v);
-      v = fmaf(__uint_as_float(k.y << 16) - mean.z, column[l + 2], v);
-      v = fmaf(__uint_as_float(k.y & 0xffff0000u) - mean.w, column[l + 3], v);
+      for (int l = 0; l < kStretch; l += 4) {
+        const uint2 k = *reinterpret_cast<const uint2*>(key + i + l);
+        float4 mean = make_float4(0, 0, 0, 0);
+        if constexpr (kMeans) mean = *reinterpret_cast<const float4*>(means + i + l);
+        v = fmaf(__uint_as_float(k.x << 16) - mean.x, r[l], v);
+        v = fmaf(__uint_as_float(k.x & 0xffff0000u) - mean.y, r[l + 1], v);
+        v = fmaf(__uint_as_float(k.y << 16) - mean.z, r[l + 2], v);
+        v = fmaf(__uint_as_float(k.y & 0xffff0000u) - mean.w, r[l + 3], v);
+      }
+    };
+#pragma unroll 1
+    for (int i = 0; i < kDim; i += 2 * kStretch) {
+      const bool more = i + 2 * kStretch < kDim;
+      add(i, one);
+      if (more) load(one);
+      add(i + kStretch, two);
+      if (more) load(two);
     }
     __syncwarp();  // before the next ones' keys
     float sum[2] = {0, 0};
