@@ -93,6 +93,7 @@ QUARRY_HD inline float safe_gap(int dsub, float loss, float part, const Subspace
 /// (columns.cuh).
 struct ColumnsSubspace {
   float lever;    ///< the largest |sum_j (w_i |R_ij| + |R_ij - its halves|) |c_j||, by i, w below
+  float lost;     ///< the largest |2 c - its halves|
   float reach;    ///< the largest |c|
   float stretch;  ///< at least |x . R_s| / |x|, whatever x
 };
@@ -122,7 +123,7 @@ struct ColumnsGap {
 /// |residual| <= n, hence |x'| <= stretch n =: a, and with r = reach the difference of two
 /// distances is off by twice, and each by at most
 ///   2 n lever                  x~ for x' in -2 x.c, by Cauchy and Schwarz over i
-/// + 4 kHalvesLoss a r          what is left of x~ and -2 c beside their halves
+/// + 2 kHalvesLoss a r + a lost what is left of x~ and of -2 c beside their halves
 /// + 68u (r^2 + 2 a r)          two mmas of depth 16, 34u each, that start from |c|^2
 /// + 8u r^2                     |c|^2
 /// + 10u (a + r)^2              the contract's difference, which counts twice, and its chain
@@ -130,10 +131,11 @@ struct ColumnsGap {
 QUARRY_HD inline ColumnsGap columns_gap(const ColumnsSubspace& of) {
   constexpr float kTwice = 2 * kSlack * kSlack;
   const float reach = of.reach + kColumnsLeast, stretch = of.stretch + kColumnsLeast;
-  const float lever = of.lever + kColumnsLeast;
+  const float lever = of.lever + kColumnsLeast, lost = of.lost + kColumnsLeast;
   // NaN or too large in itself: never proven.
-  if (!(reach + stretch + lever < kMostReach)) return {INFINITY, 0, 0, kMostReach};
-  const float slope = fmaf(2, lever, (4 * kHalvesLoss + 156 * kUnit) * stretch * reach);
+  if (!(reach + stretch + lever + lost < kMostReach)) return {INFINITY, 0, 0, kMostReach};
+  const float halves = fmaf(2 * kHalvesLoss + 156 * kUnit, reach, lost);
+  const float slope = fmaf(2, lever, halves * stretch);
   return {fmaf(kTwice * 86 * kUnit, reach * reach, 1e-30f), kTwice * slope,
           kTwice * 10 * kUnit * stretch * stretch, (kMostReach - reach) / stretch};
 }

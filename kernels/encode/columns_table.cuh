@@ -37,6 +37,14 @@ __device__ __forceinline__ float largest_of_sixteen(float v) {
   return v;
 }
 
+/// What two values' halves leave of them.
+__device__ __forceinline__ float2 rest_of_halves(float a, float b) {
+  std::uint32_t high, low;
+  split2(a, b, &high, &low);
+  return make_float2(a - __uint_as_float(high << 16) - __uint_as_float(low << 16),
+                     b - __uint_as_float(high & 0xffff0000u) - __uint_as_float(low & 0xffff0000u));
+}
+
 /// At least |x . R_s| / |x|: the root of the largest eigenvalue of R_s' R_s, which neither its
 /// trace nor its largest row of absolute values is below. Sixteen lanes a subspace: a row of the
 /// product and one half of the dimensions each. columns: shared, the subspace's first column.
@@ -117,20 +125,23 @@ __device__ __forceinline__ void load_columns(const float* __restrict__ rotation,
 #pragma unroll 4
   for (int i = tid; i < kDim * kDim / 2; i += threads) {
     float2& v = reinterpret_cast<float2*>(scratch)[i];
-    std::uint32_t high, low;
-    split2(v.x, v.y, &high, &low);
-    const float x = v.x - __uint_as_float(high << 16) - __uint_as_float(low << 16);
-    const float y = v.y - __uint_as_float(high & 0xffff0000u) - __uint_as_float(low & 0xffff0000u);
+    const float2 rest = rest_of_halves(v.x, v.y);
     const float weight = columns_weight(kDim, i / (kDim / 2));
-    v = make_float2(fmaf(weight, fabsf(v.x), fabsf(x)), fmaf(weight, fabsf(v.y), fabsf(y)));
+    v = make_float2(fmaf(weight, fabsf(v.x), fabsf(rest.x)),
+                    fmaf(weight, fabsf(v.y), fabsf(rest.y)));
   }
   __syncthreads();
   for (int s = tid / 16; s < kSubspaces; s += threads / 16) {
-    float v[8], norm = 0, lever = 0;
+    float v[8], norm = 0, lever = 0, lost = 0;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       v[j] = fabsf(__ldg(codebook + (s * 8 + j) * kColumnsCentroids + c));
       norm = fmaf(v[j], v[j], norm);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      const float2 rest = rest_of_halves(2 * v[j], 2 * v[j + 1]);
+      lost = fmaf(rest.x, rest.x, fmaf(rest.y, rest.y, lost));
     }
 #pragma unroll 8
     for (int i = 0; i < kDim; ++i) {
@@ -144,7 +155,8 @@ __device__ __forceinline__ void load_columns(const float* __restrict__ rotation,
     norms[c % 2] = norms[c % 2 + 2] = norm;
     const float reach = sqrtf(largest_of_sixteen(norm));
     lever = sqrtf(largest_of_sixteen(lever));
-    if (c == 0) table.gaps[s] = columns_gap({lever, reach, table.gaps[s].most});
+    lost = sqrtf(largest_of_sixteen(lost));
+    if (c == 0) table.gaps[s] = columns_gap({lever, lost, reach, table.gaps[s].most});
   }
 }
 

@@ -403,6 +403,13 @@ TEST(CudaEncodeBound, CoversColumnsOfARotation) {
         }
         of.lever = std::max(of.lever, static_cast<float>(std::sqrt(lever)));
         of.reach = std::max(of.reach, std::sqrt(norms[c]));
+        double lost = 0;
+        for (int j = 0; j < kSub; ++j) {
+          const float v = 2 * centroids[c * kSub + j], h = bfloat16(v);
+          const double rest = double{v} - h - bfloat16(v - h);
+          lost += rest * rest;
+        }
+        of.lost = std::max(of.lost, static_cast<float>(std::sqrt(lost)));
       }
       const ColumnsGap gap_of = columns_gap(of);
       int ties = 0;
@@ -461,7 +468,8 @@ TEST(CudaEncodeBound, CoversColumnsOfARotation) {
   }
   // A subspace of which nothing can be proven: at any n.
   for (const float v : {NAN, INFINITY, 1e19f}) {
-    for (const ColumnsSubspace& of : {ColumnsSubspace{v, 1, 1}, {1, v, 1}, {1, 1, v}}) {
+    for (const ColumnsSubspace& of :
+         {ColumnsSubspace{v, 1, 1, 1}, {1, v, 1, 1}, {1, 1, v, 1}, {1, 1, 1, v}}) {
       EXPECT_FALSE(columns_gap(of)(0) < INFINITY);
       EXPECT_FALSE(columns_gap(of)(1) < INFINITY);
       EXPECT_FALSE(columns_gap(of)(INFINITY) < INFINITY);
