@@ -104,11 +104,12 @@ constexpr float kColumnsLeast = 1e-17f;
 /// apart. Dimension i enters a sum when those before it are in, so it is rounded as often as sums
 /// are added to from there on: x~ = k.R - mean.R, of the mean three exact parts, first R's low
 /// halves and then the high ones, has d / 16 - i / 16 mmas of depth 16 for the high halves, and for
-/// the low ones, 2^-8 of R, twice d / 16 at most; three roundings of the mean's sums and the
-/// difference, one of the contract's residual, and d - i of its chain.
+/// the low ones, 2^-8 of R, twice d / 16 at most (the mean's product, two steps of 16 at once, has
+/// half as many); three roundings of the mean's sums, one of the difference, one of the contract's
+/// residual, and d - i of its chain.
 QUARRY_HD constexpr float columns_weight(int d, int i) {
   const auto mmas = static_cast<float>(d / 16 - i / 16) + static_cast<float>(d) / 2048;
-  return (17 * 2 * mmas + static_cast<float>(d - i) + 4) * kUnit;
+  return (17 * 2 * mmas + static_cast<float>(d - i) + 5) * kUnit;
 }
 
 /// Of one subspace: the gap between the two least approximate distances above which the least is

@@ -79,8 +79,11 @@ __global__ void __launch_bounds__(32 * kColumnsMostWarps, 1)
     const std::uint32_t there =
         (at[0] != kColumnsNoRow ? 0xffffu : 0u) | (at[1] != kColumnsNoRow ? 0xffff0000u : 0u);
     i += blocks * warps;
-    const ColumnsTile next = tiles.tile(i);
-    if (i < tiles.count) find(next);
+    ColumnsTile next{};
+    if (i < tiles.count) {
+      next = tiles.tile(i);
+      find(next);
+    }
     wait_for_copies();
     __syncwarp();
     float mean = 0;

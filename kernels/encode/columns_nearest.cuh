@@ -185,8 +185,9 @@ struct ColumnsSearch {
   }
 };
 
-/// All codes of a warp's tile. The loop is short, for the instruction caches: tensor cores and the
-/// search share the time of a multiprocessor's quarter in whatever order they come.
+/// All codes of a warp's tile: a subspace is searched while the next one's sums are under way. One
+/// subspace a turn and no more, for the instruction caches. The last turn multiplies the first
+/// subspace again, for nothing: a branch would part what is to be mixed.
 template <int kSteps, bool kMeans>
 __device__ __forceinline__ ColumnsCodes<kSteps> nearest_of_rows(const ColumnsTable& table,
                                                                 const ColumnsRows<kSteps>& rows,
@@ -197,16 +198,24 @@ __device__ __forceinline__ ColumnsCodes<kSteps> nearest_of_rows(const ColumnsTab
   if constexpr (kMeans) load_parts<kSteps>(parts, mean);
   ColumnsCodes<kSteps> codes{};
   ColumnsSearch<kSteps, kMeans> search(table, n);
-  const uint4* rotation = table.rotation + threadIdx.x % 32;
-#pragma unroll 1
-  for (int s = 0; s < kSubspaces; ++s, rotation += kSteps * 32) {
-    ColumnsSums<kSteps, kMeans> sums;
-    sums.clear();
+  const uint4* const rotation = table.rotation + threadIdx.x % 32;
+  ColumnsSums<kSteps, kMeans> sums;
+  sums.clear();
 #pragma unroll
-    for (int part = 0; part < kSteps; ++part) sums.add(rotation, part, rows, mean);
+  for (int part = 0; part < kSteps; ++part) sums.add(rotation, part, rows, mean);
+#pragma unroll 1
+  for (int s = 0; s < kSubspaces; ++s) {
+    const uint4* const ahead = rotation + (s + 1) % kSubspaces * (kSteps * 32);
+    ColumnsSums<kSteps, kMeans> next;
+    next.clear();
     search.begin(s, sums);
 #pragma unroll
-    for (int tile = 0; tile < 4; ++tile) search.search(s, tile, sums, codes);
+    for (int part = 0; part < kSteps; ++part) {
+      next.add(ahead, part, rows, mean);
+      constexpr int kEach = kSteps / 4;  // parts a search of sixteen keys
+      if (part % kEach == kEach - 1) search.search(s, part / kEach, sums, codes);
+    }
+    sums = next;
   }
   return codes;
 }
