@@ -89,51 +89,56 @@ QUARRY_HD inline float safe_gap(int dsub, float loss, float part, const Subspace
   return all < kMostReach ? fmaf(kTwice, off, 1e-30f) : INFINITY;
 }
 
-/// Where a warp keeps the rotation's columns of a subspace (columns.cuh): what is known of it.
+/// What is known of a subspace (dsub 8) of one KV head whose keys are multiplied as they are
+/// (columns.cuh).
 struct ColumnsSubspace {
-  float lever;    ///< the largest sum_j |R_j| |c_j|
-  float lost;     ///< the largest sum_j |R_j - its halves| |c_j|
+  float lever;    ///< the largest |sum_j (w_i |R_ij| + |R_ij - its halves|) |c_j||, by i, w below
+  float lost;     ///< the largest |2 c - its halves|
   float reach;    ///< the largest |c|
   float stretch;  ///< at least |x . R_s| / |x|, whatever x
 };
 /// Added to every norm, for what underflowed in its squares.
 constexpr float kColumnsLeast = 1e-17f;
 
-/// Of one subspace (dsub 8) and one block: the gap as a function of |k|.
-struct ColumnsGap {
-  float slope, fixed, stretch, shift;
+/// w_i: x~_j and x'_j are at most sum_i (|k_i| + |mean_i|) (w_i |R_ij| + |R_ij - its halves|)
+/// apart. Dimension i enters a sum when those before it are in, so it is rounded as often as sums
+/// are added to from there on: x~ = k.R - mean.R, of the mean three exact parts, first R's low
+/// halves and then the high ones, has d / 16 - i / 16 mmas of depth 16 for the high halves, and for
+/// the low ones, 2^-8 of R, twice d / 16 at most (the mean's product, two steps of 16 at once, has
+/// half as many); three roundings of the mean's sums, one of the difference, one of the contract's
+/// residual, and d - i of its chain.
+QUARRY_HD constexpr float columns_weight(int d, int i) {
+  const auto mmas = static_cast<float>(d / 16 - i / 16) + static_cast<float>(d) / 2048;
+  return (17 * 2 * mmas + static_cast<float>(d - i) + 5) * kUnit;
+}
 
-  /// The gap above which the least is the contract's nearest, as safe_gap() has it: id_loss()
-  /// of both distances comes on top.
-  QUARRY_HD float operator()(float key) const {
-    constexpr float kCurve = 2 * kSlack * kSlack * 70 * kUnit;
-    const float all = fmaf(stretch, key, shift);
-    const float gap = fmaf(slope, key, fmaf(kCurve * all, all, fixed));
-    return all < kMostReach ? gap : INFINITY;
-  }
+/// Of one subspace: the gap between the two least approximate distances above which the least is
+/// the contract's nearest, as a function of n = |k| + |mean|. id_loss() of both comes on top.
+struct ColumnsGap {
+  float fixed, slope, curve;
+  float most;  ///< nothing is proven for n that is not below this
+
+  QUARRY_HD float operator()(float n) const { return fmaf(fmaf(curve, n, slope), n, fixed); }
 };
 
-/// mean: |mean|, 0 without blocks. With n = |k| + |mean|, which is at least the residual's length,
-/// and a = stretch n + reach, no less than |x'| + |c|, the difference of two distances is off by
-/// twice, and each by at most
-///   2 n lost                             R's halves, in -2 x.c
-/// + 2 (mma + 12u) (n + |mean|) lever     d / 16 mmas of depth 16 of R's high halves and (2^-8 of
-///                                        that) its low ones, which start from -mean . R_j; the
-///                                        same for mean . R_j; the sums outside of the mmas
-/// + 2 (d + 1) u n lever                  the contract: the residual's rounding, a chain of d
-/// + 2 kSplitLoss stretch n reach         the halves of x~ and c
-/// + 52u a^2                              mmas of depth 16 and 8 that start from |c|^2
-/// + 18u a^2                              |c|^2, and the contract's distance: 8 and 10 roundings
+/// |residual| <= n, hence |x'| <= stretch n =: a, and with r = reach the difference of two
+/// distances is off by twice, and each by at most
+///   2 n lever                  x~ for x' in -2 x.c, by Cauchy and Schwarz over i
+/// + 2 kHalvesLoss a r + a lost what is left of x~ and of -2 c beside their halves
+/// + 68u (r^2 + 2 a r)          two mmas of depth 16, 34u each, that start from |c|^2
+/// + 8u r^2                     |c|^2
+/// + 10u (a + r)^2              the contract's difference, which counts twice, and its chain
 /// Products that underflow take less than 1e-30.
-QUARRY_HD inline ColumnsGap columns_gap(int d, const ColumnsSubspace& of, float mean) {
+QUARRY_HD inline ColumnsGap columns_gap(const ColumnsSubspace& of) {
   constexpr float kTwice = 2 * kSlack * kSlack;
-  const auto depth = static_cast<float>(d);
-  const float mma = depth / 16 * 17 * 2 * kUnit + 12 * kUnit;
   const float reach = of.reach + kColumnsLeast, stretch = of.stretch + kColumnsLeast;
-  const float slope =
-      2 * (of.lost + (mma + (depth + 1) * kUnit) * of.lever) + 2 * kSplitLoss * stretch * reach;
-  const float fixed = (slope + 2 * mma * of.lever) * mean;
-  return {kTwice * slope, fmaf(kTwice, fixed, 1e-30f), stretch, fmaf(stretch, mean, reach)};
+  const float lever = of.lever + kColumnsLeast, lost = of.lost + kColumnsLeast;
+  // NaN or too large in itself: never proven.
+  if (!(reach + stretch + lever + lost < kMostReach)) return {INFINITY, 0, 0, kMostReach};
+  const float halves = fmaf(2 * kHalvesLoss + 156 * kUnit, reach, lost);
+  const float slope = fmaf(2, lever, halves * stretch);
+  return {fmaf(kTwice * 86 * kUnit, reach * reach, 1e-30f), kTwice * slope,
+          kTwice * 10 * kUnit * stretch * stretch, (kMostReach - reach) / stretch};
 }
 
 }  // namespace quarry::cuda

@@ -12,33 +12,45 @@
 namespace quarry::cuda {
 namespace {
 
-// Two thread blocks a multiprocessor, as far as shared memory lets them, shared out evenly: what
-// each loads of rotation and codebook is then read for as many tiles as can be.
-std::int32_t blocks_a_head(const EncodeParams& p, std::int32_t tiles, std::size_t bytes,
+// As many thread blocks as the device holds, `each` a multiprocessor, shared out evenly: what each
+// loads of rotation and codebook is then read for as many tiles as can be.
+std::int32_t blocks_a_head(const EncodeParams& p, std::int32_t tiles, int each,
                            const Launch& launch) {
-  const std::int32_t resident = launch.num_multiprocessors * (bytes > 113 * 1024 ? 1 : 2);
+  const std::int32_t resident = launch.num_multiprocessors * each;
   const std::int32_t blocks = resident / (p.index.num_kv_heads * p.step.batch_size);
   return blocks < 1 ? 1 : blocks > tiles ? tiles : blocks;
 }
 
 template <auto kKernel, typename... Args>
-Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t tiles,
+Status launch_blocks(const EncodeParams& p, const Tiling& tiling, std::int32_t blocks,
                      std::size_t bytes, int threads, const Launch& launch, Args... args) {
-  const std::int32_t blocks = blocks_a_head(p, tiles, bytes, launch);
   const dim3 grid(static_cast<unsigned>(blocks) * static_cast<unsigned>(p.index.num_kv_heads) *
                   static_cast<unsigned>(p.step.batch_size));
   return launch_kernel<kKernel>("encode", launch, grid, threads, bytes, p, tiling, blocks, args...);
 }
 
-Status launch_columns(const EncodeParams& p, std::size_t bytes, const Launch& launch) {
+template <auto kKernel, typename... Args>
+Status launch_tensor(const EncodeParams& p, const Tiling& tiling, std::int32_t tiles,
+                     std::size_t bytes, const Launch& launch, Args... args) {
+  return launch_blocks<kKernel>(p, tiling,
+                                blocks_a_head(p, tiles, bytes > 113 * 1024 ? 1 : 2, launch), bytes,
+                                kTensorThreads, launch, args...);
+}
+
+Status launch_columns(const EncodeParams& p, int warps, const Launch& launch) {
   const IndexView& ix = p.index;
   const Tiling tiling{kColumnsKeys, ix.block_size, ix.encode_from};
   const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
   if (tiles == 0) return {};
-  const int threads = 4 * ix.head_dim;
-  return ix.head_dim == 128
-             ? launch_tensor<encode_columns_kernel<8>>(p, tiling, tiles, bytes, threads, launch)
-             : launch_tensor<encode_columns_kernel<4>>(p, tiling, tiles, bytes, threads, launch);
+  const std::size_t bytes = ColumnsShared(nullptr, ix.head_dim, ix.num_subspaces, warps).bytes;
+  const auto go = [&]<int kSteps>() {
+    const std::int32_t blocks = blocks_a_head(p, tiles, 1, launch);
+    return ix.block_size > 0 ? launch_blocks<encode_columns_kernel<kSteps, true>>(
+                                   p, tiling, blocks, bytes, 32 * warps, launch)
+                             : launch_blocks<encode_columns_kernel<kSteps, false>>(
+                                   p, tiling, blocks, bytes, 32 * warps, launch);
+  };
+  return ix.head_dim == 128 ? go.operator()<8>() : go.operator()<4>();
 }
 
 // A prefill on tensor cores; *served tells whether the shape is one of theirs.
@@ -53,29 +65,27 @@ Status encode_on_tensor_cores(const EncodeParams& p, bool wide, const Launch& la
       e != cudaSuccess) {
     return to_status(e, "encode: cudaDeviceGetAttribute");
   }
-  const auto fits = [&](std::size_t bytes) { return bytes <= static_cast<std::size_t>(most); };
   if (columns_serves(ix, p.keys.dtype, wide)) {
-    const std::size_t bytes = ColumnsShared(nullptr, ix.head_dim, ix.num_subspaces).bytes;
-    if (fits(bytes)) {
+    const int warps = columns_warps(ix.head_dim, ix.num_subspaces, static_cast<std::size_t>(most));
+    if (warps > 0) {
       *served = true;
-      return launch_columns(p, bytes, launch);
+      return launch_columns(p, warps, launch);
     }
   }
   const Tiling tiling{kTensorKeys, ix.block_size, ix.encode_from};
   const std::size_t bytes = TensorShared(nullptr, ix, tiling).bytes;
-  if (!fits(bytes)) return {};
+  if (bytes > static_cast<std::size_t>(most)) return {};
   *served = true;
   const std::int32_t tiles = tiling.tiles(ix.encode_from, p.step.fixed_length);
   if (tiles == 0) return {};
   if (raw_keys_serve(ix, p.keys.dtype, wide)) {
-    return ix.dsub == 16 ? launch_tensor<encode_raw_kernel<8, 2, 0>>(p, tiling, tiles, bytes,
-                                                                     kTensorThreads, launch)
-                         : launch_tensor<encode_raw_kernel<8, 1, 4>>(p, tiling, tiles, bytes,
-                                                                     kTensorThreads, launch);
+    return ix.dsub == 16
+               ? launch_tensor<encode_raw_kernel<8, 2, 0>>(p, tiling, tiles, bytes, launch)
+               : launch_tensor<encode_raw_kernel<8, 1, 4>>(p, tiling, tiles, bytes, launch);
   }
   const auto go = [&]<int kTiles, int kUnits>() {
-    return launch_tensor<encode_tensor_kernel<kTiles, kUnits>>(p, tiling, tiles, bytes,
-                                                               kTensorThreads, launch, wide);
+    return launch_tensor<encode_tensor_kernel<kTiles, kUnits>>(p, tiling, tiles, bytes, launch,
+                                                               wide);
   };
   if (ix.head_dim == 128) {
     return ix.dsub == 8    ? go.operator()<8, 1>()

@@ -1,46 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A tile of 128 bfloat16 keys on its way to encode_columns_kernel: the copies of its rows, its
-// blocks' means, its keys' norms. Row k is the position `base + k`, so that a block of 64 is half
-// of the tile, whatever of it lies below encode_from.
+// A tile of 64 bfloat16 keys, which is a block where there are blocks, on its way to the warp that
+// encodes it: the copies of its rows, its mean, its keys' norms. Row k is the position `base + k`,
+// whatever of the block lies below encode_from.
 #pragma once
 
 #include <cuda_fp16.h>
 
-#include "common/copy.cuh"
-#include "common/mma.cuh"
-#include "encode/bound.h"
+#include "encode/columns_table.cuh"
 #include "encode/tile.cuh"
 #include "encode/tiling.h"
 
 namespace quarry::cuda {
 
-constexpr int kColumnsKeys = 128, kColumnsBlock = 64, kColumnsBlocks = kColumnsKeys / kColumnsBlock;
-constexpr int kColumnsBatch = 8;   // tiles whose codes and near ties are held together
-constexpr int kColumnsMeans = 16;  // tiles whose means are held: a batch and the next, a power of 2
-constexpr int kColumnsTieRoom = 4096;  // a batch ends early where another tile's might not fit
+constexpr int kColumnsKeys = 64;
+constexpr int kColumnsMostWarps = 8;  // what registers allow
+constexpr std::int64_t kColumnsNoRow = INT64_MIN;
 
 /// Dynamic shared memory. The code that counts it carves it.
 struct ColumnsShared {
-  std::uint16_t* keys;         ///< [3][128][d], chunk c (of 8) of row k at c ^ (k % 8)
-  float* rotation;             ///< [d][d]
-  std::uint16_t* mean_parts;   ///< [2][8][d], likewise: three rows a block that sum to its mean
-  float* means;                ///< [16][2][d]
-  float* mean_squares;         ///< [2][2][d / 32]: sums of the mean's squares, of 32 each
-  float* norms;                ///< [2][128]: |k|, negative where there is no key
-  std::int64_t* key_at;        ///< [4][128]: rows' element offsets; kNoRow
-  ColumnsSubspace* subspaces;  ///< [m]
-  float* rotated_means;        ///< [m][8][8]: three rows a block
-  float* centroid_norms;       ///< [m][16]: |c|^2
-  float* subvectors;           ///< [warps][32]: rotated again, exactly
-  int* num_ties;
-  std::uint16_t* ties;  ///< [kColumnsTieRoom]: (tile of the batch * 128 + row) * m + s
-  std::uint8_t* codes;  ///< [m][8 * 128]
+  ColumnsTable table;
+  std::uint16_t* keys;   ///< [warps][64][d], chunk c (of 8) of row k at c ^ (k % 8)
+  float* means;          ///< [warps][d]
+  std::uint16_t* parts;  ///< [warps][4][d + 8]: three rows that sum to the mean; four keys of ties
   std::size_t bytes = 0;
 
-  static constexpr std::int64_t kNoRow = INT64_MIN;
-
-  __host__ __device__ ColumnsShared(unsigned char* base, int d, int m) {
+  __host__ __device__ ColumnsShared(unsigned char* base, int d, int m, int warps) {
     const auto take = [&](std::int64_t count, std::int64_t size) {
 #if defined(__CUDA_ARCH__)
       unsigned char* const here = base + bytes;  // never null, and so known to be shared memory
@@ -50,145 +35,237 @@ struct ColumnsShared {
       bytes += static_cast<std::size_t>((count * size + 127) / 128 * 128);
       return here;
     };
-    const int warps = m;
-    keys = reinterpret_cast<std::uint16_t*>(take(3 * kColumnsKeys * d, 2));
-    rotation = reinterpret_cast<float*>(take(d * d, 4));
-    mean_parts = reinterpret_cast<std::uint16_t*>(take(2 * 8 * d, 2));
-    means = reinterpret_cast<float*>(take(kColumnsMeans * kColumnsBlocks * d, 4));
-    mean_squares = reinterpret_cast<float*>(take(2 * kColumnsBlocks * d / 32, 4));
-    norms = reinterpret_cast<float*>(take(2 * kColumnsKeys, 4));
-    key_at = reinterpret_cast<std::int64_t*>(take(4 * kColumnsKeys, 8));
-    subspaces = reinterpret_cast<ColumnsSubspace*>(take(m, sizeof(ColumnsSubspace)));
-    rotated_means = reinterpret_cast<float*>(take(m * 8 * 8, 4));
-    centroid_norms = reinterpret_cast<float*>(take(m * 16, 4));
-    subvectors = reinterpret_cast<float*>(take(warps * 32, 4));
-    num_ties = reinterpret_cast<int*>(take(1, 4));
-    ties = reinterpret_cast<std::uint16_t*>(take(kColumnsTieRoom, 2));
-    codes = take(m * kColumnsBatch * kColumnsKeys, 1);
+    table.rotation = reinterpret_cast<uint4*>(take(d * d, 4));
+    table.centroids = reinterpret_cast<uint4*>(take(m * 64, 16));
+    table.norms = reinterpret_cast<float4*>(take(m * 8, 16));
+    table.gaps = reinterpret_cast<ColumnsGap*>(take(m, sizeof(ColumnsGap)));
+    table.ids = reinterpret_cast<uint4*>(take(4, sizeof(uint4)));
+    keys = reinterpret_cast<std::uint16_t*>(take(warps * kColumnsKeys * d, 2));
+    means = reinterpret_cast<float*>(take(warps * d, 4));
+    parts = reinterpret_cast<std::uint16_t*>(take(warps * 4 * (d + 8), 2));
   }
 };
 
-/// Where row k of a tile lies in the cache: one thread a row, since that takes divisions.
+/// The warps of a thread block whose shared memory is `most` bytes; 0 where that is too small for
+/// the rotation as scratch in their keys' place.
+inline int columns_warps(int d, int m, std::size_t most) {
+  for (int warps = kColumnsMostWarps; warps * kColumnsKeys * 2 >= d * 4; warps -= 2) {
+    if (ColumnsShared(nullptr, d, m, warps).bytes <= most) return warps;
+  }
+  return 0;
+}
+
+/// Rows of a tile are dealt to lanes as its codes are: row 32 p + columns_row(lane), p = 0, 1.
+__device__ __forceinline__ int columns_row(int lane) { return lane % 4 * 8 + lane / 4; }
+
+/// The page of a position, negative where there is none, and its place in that: without pages
+/// there is nothing to divide.
+struct ColumnsPlace {
+  std::int64_t page;
+  std::int32_t in_page;
+
+  __device__ __forceinline__ ColumnsPlace(const KeySource& source, std::int32_t position)
+      : page(source.slot), in_page(position) {
+    if (source.table == nullptr) return;
+    const std::int32_t size = source.ix.page_size, number = position / size;
+    in_page = position - number * size;
+    page = source.table[number];
+    if (page >= source.ix.num_pages) page = -1;
+  }
+};
+
+/// Where row k of a tile lies in the cache, in elements.
 __device__ __forceinline__ std::int64_t find_columns_key(const KeySource& source,
                                                          const ColumnsTile& tile, int k) {
   const std::int32_t position = tile.base + k;
-  if (position < tile.from || position >= tile.end) return ColumnsShared::kNoRow;
-  const std::int64_t page = page_of(source.ix, source.table, source.slot, position);
-  if (page < 0) return ColumnsShared::kNoRow;
-  return key_offset(source.ix, source.keys, page, source.head, position);
+  if (position < tile.from || position >= tile.end) return kColumnsNoRow;
+  const ColumnsPlace place(source, position);
+  return place.page < 0
+             ? kColumnsNoRow
+             : place.page * source.keys.page_stride + place.in_page * source.keys.slot_stride +
+                   source.head * source.keys.head_stride;
 }
 
-/// Starts the copies of a tile's rows; zeros for rows that are not there. The upper half of the
-/// thread block's threads calls it.
+/// Starts the copies of a tile's rows to the warp's `to`; zeros for rows that are not there.
+/// at: where the lane's two rows lie.
 template <int kSteps>
-__device__ __forceinline__ void fetch_columns(const void* keys, const std::int64_t* key_at,
+__device__ __forceinline__ void fetch_columns(const KeyView& keys, const std::int64_t (&at)[2],
                                               std::uint16_t* to) {
-  constexpr int kChunks = 2 * kSteps, kThreads = 32 * kSteps;
-#pragma unroll 4
-  for (int i = 0; i < kColumnsKeys * kChunks / kThreads; ++i) {
-    const int item = static_cast<int>(threadIdx.x) - kThreads + i * kThreads;
-    const int k = item / kChunks, c = item % kChunks;
-    const std::int64_t at = key_at[k];
-    const bool there = at != ColumnsShared::kNoRow;
-    const auto* from = static_cast<const std::uint16_t*>(keys) + (there ? at : 0) + c * 8;
-    copy_async_or_zero(to + (k * kChunks + (c ^ (k & 7))) * 8, from, there);
+  constexpr int kChunks = 2 * kSteps, kRows = 32 / kChunks;  // rows at once
+  const int lane = static_cast<int>(threadIdx.x) % 32, c = lane % kChunks, row = lane / kChunks;
+  const auto* elements = static_cast<const std::uint16_t*>(keys.data) + c * 8;
+  const auto copy = [&](int k, std::int64_t at_p) {
+    const int of = (k % 8 + row) * 4 + k % 32 / 8;  // whose columns_row() is k % 32 + row
+    const std::int64_t from = __shfl_sync(0xffffffffu, at_p, of);
+    const bool there = from != kColumnsNoRow;
+    copy_async_or_zero(to + (k + row) * (kChunks * 8) + (c ^ (k % 8 + row)) * 8,
+                       elements + (there ? from : 0), there);
+  };
+  // Rows that all lie one stride apart need not be asked for.
+  const std::int64_t first = __shfl_sync(0xffffffffu, at[0], 0), stride = keys.slot_stride;
+  const std::int64_t own = first + columns_row(lane) * stride;
+  if (__all_sync(0xffffffffu,
+                 first != kColumnsNoRow && at[0] == own && at[1] == own + 32 * stride)) {
+    const std::uint16_t* from = elements + first + row * stride;
+    // Eight rows at a time, as the swizzle repeats.
+#pragma unroll 1
+    for (int k = 0; k < kColumnsKeys; k += 8) {
+#pragma unroll
+      for (int l = 0; l < 8; l += kRows, from += kRows * stride) {
+        copy_async_or_zero(to + (k + l + row) * (kChunks * 8) + (c ^ (l + row)) * 8, from, true);
+      }
+    }
+  } else {
+#pragma unroll 1
+    for (int k = 0; k < kColumnsKeys; k += kRows) copy(k, k < 32 ? at[0] : at[1]);
   }
 }
 
-/// rounded() to mean_dtype, and stored; by the device's own conversions where they are sure to be
-/// the same. `last`: the block's last position.
-__device__ __forceinline__ float store_rounded(const KeySource& source, std::int32_t last, int j,
-                                               float mean) {
-  const IndexView& ix = source.ix;
+/// rounded() to mean_dtype, by the device's own conversion where it is sure to be the same, and
+/// stored at element `at` unless that is negative.
+__device__ __forceinline__ float store_rounded(const IndexView& ix, std::int64_t at, float mean) {
   if (ix.mean_dtype != DType::float16 || !(fabsf(mean) < 65504.0f)) {
     mean = rounded(mean, ix.mean_dtype);
-    MeanStore{source}(last, j, mean);
+    if (at >= 0) store_element(ix.means, ix.mean_dtype, at, mean);
     return mean;
   }
   const __half half = __float2half_rn(mean);
-  const std::int64_t page = page_of(ix, source.table, source.slot, last);
-  if (page >= 0) {
-    static_cast<std::uint16_t*>(ix.means)[mean_offset(ix, page, source.head, last) + j] =
-        __half_as_ushort(half);
-  }
+  if (at >= 0) static_cast<std::uint16_t*>(ix.means)[at] = __half_as_ushort(half);
   return __half2float(half);
 }
 
-/// Coordinate j of the mean of block `block` of a tile, to all who need it: thread block * d + j of
-/// the first 2 d.
+/// The mean of a tile that is a block: into the index, to `means` and, in three parts of bfloat16
+/// that sum to it, to `parts`. At least its length is returned.
 template <int kSteps>
-__device__ __forceinline__ void mean_of_columns(const KeySource& source, const ColumnsTile& tile,
-                                                int block, int j, const std::uint16_t* keys,
-                                                std::uint16_t* parts, float* means,
-                                                float* squares) {
-  constexpr int kDim = 16 * kSteps;
-  const std::int32_t first = tile.base + block * kColumnsBlock;
-  const bool whole = first + kColumnsBlock <= tile.end;  // the same for a warp
-  float mean = 0;
-  if (whole) {
-    const int from = first < tile.from ? tile.from - first : 0;
-    const std::uint16_t* rows = keys + block * kColumnsBlock * kDim + j % 8;
-    const auto at = [&](int k, int swizzle) {
-      return __uint_as_float(std::uint32_t{rows[k * kDim + ((j / 8) ^ swizzle) * 8]} << 16);
-    };
-    float sum = 0;
-    int k = from;
-    for (; k % 8 != 0; ++k) sum += at(k, k % 8);
-#pragma unroll 2
-    for (; k < kColumnsBlock; k += 8) {
-      float v[8];
+__device__ __forceinline__ float mean_of_columns(const KeySource& source, const ColumnsTile& tile,
+                                                 const std::uint16_t* keys, float* means,
+                                                 std::uint16_t* parts) {
+  constexpr int kDim = 16 * kSteps, kWords = kDim / 64, kEach = 2 * kWords;
+  using Words = std::conditional_t<kWords == 2, uint2, std::uint32_t>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float sum[kEach] = {};
+  const Words* column[8];  // as the swizzle goes
 #pragma unroll
-      for (int l = 0; l < 8; ++l) v[l] = at(k + l, l);
-#pragma unroll
-      for (int l = 0; l < 8; ++l) sum += v[l];
-    }
-    // A division by a power of two is exact either way.
-    sum = from == 0 ? sum * (1.0f / kColumnsBlock) : sum / static_cast<float>(kColumnsBlock - from);
-    mean = store_rounded(source, first + kColumnsBlock - 1, j, sum);
+  for (int l = 0; l < 8; ++l) {
+    column[l] = reinterpret_cast<const Words*>(keys + l * kDim + (lane * kEach / 8 ^ l) * 8 +
+                                               lane * kEach % 8);
   }
-  means[block * kDim + j] = mean;
-  // Three parts of bfloat16 that sum to the mean.
-  float rest = mean;
+  // Rows below encode_from are zeros, which change no sum.
+#pragma unroll 1
+  for (int k = 0; k < kColumnsKeys; k += 8) {
+    Words v[8];
+#pragma unroll
+    for (int l = 0; l < 8; ++l) {
+      v[l] = column[l][k * (kDim / kEach)];
+    }
+#pragma unroll
+    for (int l = 0; l < 8; ++l) {
+      std::uint32_t w[kWords];
+      if constexpr (kWords == 2) {
+        w[0] = v[l].x, w[1] = v[l].y;
+      } else {
+        w[0] = v[l];
+      }
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        sum[2 * i] += __uint_as_float(w[i] << 16);
+        sum[2 * i + 1] += __uint_as_float(w[i] & 0xffff0000u);
+      }
+    }
+  }
+  const IndexView& ix = source.ix;
+  const std::int32_t last = tile.base + kColumnsKeys - 1, count = last + 1 - tile.from;
+  const ColumnsPlace place(source, last);
+  const std::int32_t in_page = ix.blocks_per_page == 1 ? 0 : place.in_page / kColumnsKeys;
+  const std::int64_t at =
+      place.page < 0
+          ? -1
+          : ((place.page * ix.num_kv_heads + source.head) * ix.blocks_per_page + in_page) * kDim +
+                lane * kEach;
+  float* const own = means + lane * kEach;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) own[i] = sum[i];
+  float square = 0;
+#pragma unroll 1
+  for (int i = 0; i < kEach; ++i) {
+    // A division by a power of two is exact either way.
+    const float mean =
+        count == kColumnsKeys ? own[i] * (1.0f / kColumnsKeys) : own[i] / static_cast<float>(count);
+    own[i] = store_rounded(ix, at < 0 ? at : at + i, mean);
+    square = fmaf(own[i], own[i], square);
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) sum[i] = own[i];
 #pragma unroll
   for (int part = 0; part < 3; ++part) {
-    const int row = block * 3 + part;
-    const __nv_bfloat16 high = __float2bfloat16_rn(rest);
-    rest -= __bfloat162float(high);
-    parts[row * kDim + ((j / 8) ^ row) * 8 + j % 8] = __bfloat16_as_ushort(high);
-  }
-  float square = mean * mean;
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
-  if (j % 32 == 0) squares[(block * kDim + j) / 32] = square;
-}
-
-/// At least |k| of row k, in both of the two neighbouring lanes that call it for a row; negative
-/// for one that is not there. Squares are summed in bfloat16, eight each in sixteen sums or fewer:
-/// what that loses is within kRawNorm.
-template <int kSteps>
-__device__ __forceinline__ float norm_of_columns(const std::uint16_t* keys, int k, bool there) {
-  const auto* row = reinterpret_cast<const uint4*>(keys) + k * (2 * kSteps);
-  const int second = static_cast<int>(threadIdx.x) % 2;
-  const __nv_bfloat162 zero = __floats2bfloat162_rn(0, 0);
-  __nv_bfloat162 sum[4] = {zero, zero, zero, zero};
-#pragma unroll 4
-  for (int c = 0; c < kSteps; ++c) {
-    const uint4 v = row[(2 * c + second) ^ (k & 7)];
-    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const auto two = *reinterpret_cast<const __nv_bfloat162*>(&words[i]);
-      sum[i] = __hfma2(two, two, sum[i]);
+    for (int i = 0; i < kWords; ++i) {
+      const __nv_bfloat16 a = __float2bfloat16_rn(sum[2 * i]);
+      const __nv_bfloat16 b = __float2bfloat16_rn(sum[2 * i + 1]);
+      sum[2 * i] -= __bfloat162float(a), sum[2 * i + 1] -= __bfloat162float(b);
+      *reinterpret_cast<std::uint32_t*>(parts + part * (kDim + 8) + lane * kEach + 2 * i) =
+          pack(a, b);
     }
   }
-  float all = 0;
 #pragma unroll
-  for (const __nv_bfloat162 two : sum) {
-    const float2 v = __bfloat1622float2(two);
-    all += v.x + v.y;
-  }
-  all += __shfl_xor_sync(0xffffffffu, all, 1);
-  return there ? fmaf(kRawNorm, sqrtf(all), kColumnsLeast) : -1.0f;
+  for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
+  return 1.0001f * sqrtf(square) + kColumnsLeast;
 }
+
+/// A warp's tile as a of mmas: keys g, g + 8 of each sixteen.
+template <int kSteps>
+struct ColumnsRows {
+  std::uint32_t a[4][kSteps][4];
+
+  __device__ __forceinline__ void load(const std::uint16_t* keys) {
+    constexpr int kDim = 16 * kSteps;
+    const std::uint32_t lane = threadIdx.x % 32;
+    // Row l % 16, of a step the half l / 16; later steps are 32 bytes on, as the swizzle goes.
+    const std::uint32_t place = static_cast<std::uint32_t>(__cvta_generic_to_shared(keys)) +
+                                lane % 16 * (kDim * 2) + (lane / 16 ^ lane % 8) * 16;
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        load_matrices_at(a[tile][step],
+                         (place ^ (step % 4 * 32)) + step / 4 * 128 + tile * (16 * kDim * 2));
+      }
+    }
+  }
+
+  /// At least |k| of the lane's two rows. Squares are summed in bfloat16, two a step: what that
+  /// loses is within kRawNorm.
+  __device__ __forceinline__ void norms(float (&norm)[2]) const {
+    const bool odd = threadIdx.x % 2 != 0, upper = threadIdx.x / 2 % 2 != 0;
+    float of_tile[4];
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+      float of_row[2];  // g, g + 8
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        __nv_bfloat162 sum = __floats2bfloat162_rn(0, 0);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const auto two = *reinterpret_cast<const __nv_bfloat162*>(&a[tile][step][2 * h + r]);
+            sum = __hfma2(two, two, sum);
+          }
+        }
+        const float2 v = __bfloat1622float2(sum);
+        of_row[r] = v.x + v.y;
+      }
+      of_tile[tile] = (odd ? of_row[1] : of_row[0]) +
+                      __shfl_xor_sync(0xffffffffu, odd ? of_row[0] : of_row[1], 1);
+    }
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      const float all =
+          (upper ? of_tile[2 * p + 1] : of_tile[2 * p]) +
+          __shfl_xor_sync(0xffffffffu, upper ? of_tile[2 * p] : of_tile[2 * p + 1], 2);
+      norm[p] = fmaf(kRawNorm, sqrtf(all), kColumnsLeast);
+    }
+  }
+};
 
 }  // namespace quarry::cuda

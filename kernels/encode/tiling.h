@@ -75,12 +75,24 @@ struct ColumnsTile {
   std::int32_t base, from, end;
 };
 
-QUARRY_HD inline ColumnsTile columns_tile(const Tiling& tiling, std::int32_t begin, std::int32_t n,
-                                          std::int32_t i) {
-  const Tile tile = tiling.tile(begin, n, i);
-  const std::int32_t base =
-      tiling.block_size > 0 ? tile.first_block * tiling.block_size : tile.first;
-  return {base, tile.first, tile.first + tile.count};
-}
+/// A sequence's tiles of as many keys as a block has, where there are blocks.
+struct ColumnsTiles {
+  std::int32_t base, from, end;  ///< of all of them
+  std::int32_t keys, count;
+
+  QUARRY_HD ColumnsTiles(const Tiling& tiling, std::int32_t begin, std::int32_t n)
+      : base(begin), from(begin), end(n), keys(tiling.keys), count(tiling.tiles(begin, n)) {
+    if (tiling.block_size == 0) return;
+    base = begin / tiling.block_size * tiling.block_size;
+    from = base < tiling.encode_from ? tiling.encode_from : base;
+    end = n / tiling.block_size * tiling.block_size;
+  }
+  QUARRY_HD ColumnsTile tile(std::int32_t i) const {
+    ColumnsTile t{base + i * keys, from, end};
+    if (t.from < t.base) t.from = t.base;
+    if (t.end - t.base > keys) t.end = t.base + keys;
+    return t;
+  }
+};
 
 }  // namespace quarry::cuda
