@@ -104,7 +104,7 @@ Decoder::Decoder(const ModuleText& module, std::string_view name)
     parameters[std::string(d.name)] = {Symbol::Kind::parameter, d.type, at, 0};
   }
   body(f, std::move(parameters), true);
-  program_->dynamic_shared_base = round_up(program_->shared_bytes, 16);
+  program_->dynamic_shared_base = round_up(program_->shared_bytes, dynamic_align_);
   compact_registers(*program_);
 }
 

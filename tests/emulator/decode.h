@@ -107,6 +107,7 @@ class Decoder {
   std::unique_ptr<Program> program_;
   std::vector<std::vector<Scope>> scopes_;          // a stack for each function being inlined
   std::unordered_map<std::string, Symbol> shared_;  // the module's, once used
+  size_t dynamic_align_ = 16;                       ///< of the dynamic shared memory
   std::map<std::pair<unsigned, uint64_t>, uint32_t> constants_;
   std::map<Special, uint32_t> specials_;
   unsigned line_ = 0;

@@ -76,7 +76,8 @@ Symbol Decoder::find(std::string_view name) {
     return {Symbol::Kind::global, {}, reinterpret_cast<uint64_t>(variable.memory), 0};
   }
   if (variable.where == Variable::Where::dynamic_shared) {
-    // Where it begins is known at the launch: after all static arrays.
+    // Where it begins is known at the end: after all static arrays.
+    dynamic_align_ = std::max(dynamic_align_, variable.align);
     return {Symbol::Kind::shared, {}, 0, 0};
   }
   const auto known = shared_.find(exact);
