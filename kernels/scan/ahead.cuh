@@ -59,8 +59,8 @@ __device__ __forceinline__ void fetch_codes_ahead(const IndexView& ix,
 }
 
 /// All of it, for chunk `chunk_id` of row (b, t) and heads head .. head + live - 1 of KV head kv.
-__device__ __forceinline__ void fetch_chunk_ahead(const ChunkParams& p, std::int32_t b,
-                                                  std::int32_t t, std::int32_t kv,
+__device__ __forceinline__ void fetch_chunk_ahead(const ChunkParams& p, const ClusterPlace& place,
+                                                  std::int32_t b, std::int32_t t, std::int32_t kv,
                                                   std::int32_t head, std::int32_t live,
                                                   std::int32_t chunk_id) {
   const IndexView& ix = p.encode.index;
@@ -84,8 +84,12 @@ __device__ __forceinline__ void fetch_chunk_ahead(const ChunkParams& p, std::int
   const std::int64_t book_bytes =
       (static_cast<std::int64_t>(ix.num_subspaces) * ix.dcent << ix.bits) * 4;
   prefetch_to_l2(reinterpret_cast<const char*>(ix.codebooks) + book * book_bytes, book_bytes);
-  if (ix.rotated) {
-    prefetch_to_l2(ix.query_rotation + book * d * d, d * d * 4);
+  if (ix.rotated) {  // this block's columns, as in rotate_queries()
+    const std::int64_t columns = d / place.blocks;
+    const float* const from = ix.query_rotation + book * d * d + place.rank * columns;
+    for (std::int64_t row = tid; row < d; row += blockDim.x) {
+      for (std::int64_t i = 0; i < columns; i += 32) prefetch(from + row * d + i);
+    }
   }
   const ChunkSpan span(p.plan, ix.sink_size, n - ix.window_size, chunk_id);
   if (span.low >= span.high) return;

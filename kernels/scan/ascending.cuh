@@ -45,6 +45,53 @@ __device__ __forceinline__ void put_winners(BestStorage& st, std::int32_t n, Win
   __syncthreads();
 }
 
+/// best_ascending() of at most kListed items: each is compared with every other.
+template <typename KeyAt, typename Put>
+__device__ __forceinline__ void best_of_few(BestStorage& st, KeyAt key_at, std::int32_t n,
+                                            std::int32_t k, Put put) {
+  constexpr unsigned kAll = 0xffffffffu;
+  constexpr int kRounds = BestStorage::kListed / kFinishThreads, kWarps = kFinishThreads / 32;
+  static_assert(kRounds * kWarps <= 32);
+  const auto tid = static_cast<std::int32_t>(threadIdx.x), lane = tid % 32, warp = tid / 32;
+  // One more than the key, which is 2^32 - 2^23 at most: what fills the last four is below any.
+  auto* const keys = reinterpret_cast<std::uint32_t*>(st.listed);
+  const std::int32_t fours = (n + 3) / 4;
+  for (std::int32_t i = tid; i < fours * 4; i += kFinishThreads)
+    keys[i] = i < n ? key_at(i) + 1 : 0;
+  if (tid < kRounds * kWarps) st.bins[tid] = 0;
+  __syncthreads();
+  unsigned winners[kRounds] = {};  // of the warp
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    if (round * kFinishThreads >= n) break;
+    const std::int32_t item = round * kFinishThreads + tid;
+    const std::uint32_t own = item < n ? keys[item] : 0xffffffffu;
+    std::int32_t better = 0;
+#pragma unroll 4
+    for (std::int32_t i = 0; i < fours; ++i) {
+      const uint4 v = reinterpret_cast<const uint4*>(keys)[i];
+      const std::uint32_t least =
+          i < item / 4 ? own - 1 : own;  // of two equal ones the former wins
+      better += (v.x > least ? 1 : 0) + (v.y > least ? 1 : 0) + (v.z > least ? 1 : 0) +
+                (v.w > least ? 1 : 0);
+    }
+    for (std::int32_t i = item & ~3; i < min(item, n); ++i) better += keys[i] == own ? 1 : 0;
+    winners[round] = __ballot_sync(kAll, item < n && better < k);
+    if (lane == 0) st.bins[round * kWarps + warp] = __popc(winners[round]);
+  }
+  __syncthreads();
+  const std::int32_t of = lane < kRounds * kWarps ? st.bins[lane] : 0;
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const std::int32_t before = __reduce_add_sync(kAll, lane < round * kWarps + warp ? of : 0);
+    const unsigned lower = winners[round] & ((1u << lane) - 1u);
+    if ((winners[round] >> lane & 1u) != 0) {
+      put(before + __popc(lower), round * kFinishThreads + tid);
+    }
+  }
+  __syncthreads();
+}
+
 /// put(i, item), i = 0 .. k - 1: the k best of n items by (key descending, item ascending), in
 /// ascending order, 0 < k <= n. key_at(item): a selection key. All threads call it, after a
 /// barrier; ends with one.
@@ -61,6 +108,10 @@ __device__ __forceinline__ void best_ascending(BestStorage& st, KeyAt key_at, st
   if (k == n) {
     for (std::int32_t i = tid; i < n; i += kFinishThreads) put(i, i);
     __syncthreads();
+    return;
+  }
+  if (n <= BestStorage::kListed) {
+    best_of_few(st, key_at, n, k, put);
     return;
   }
   if (tid == 0) {

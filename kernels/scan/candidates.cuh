@@ -5,7 +5,6 @@
 #pragma once
 
 #include "common/segments.cuh"
-#include "half.h"
 #include "scan/ascending.cuh"
 #include "scan/plan.h"
 
@@ -14,24 +13,22 @@ namespace quarry::cuda {
 /// Candidates of a row that are kept in shared memory; a row with more reads them where they are.
 constexpr std::int32_t kCachedCandidates = 6144;
 
-/// Dynamic shared memory: where its parts begin, in bytes, as ScanLayout. `cached`: a row's
-/// candidates are more than its threads' registers hold.
+/// Dynamic shared memory: where its parts begin, in bytes, as ScanLayout.
 struct FinishLayout {
   std::int32_t ends, shortlist, exact, heavy, query;
   std::int64_t total;
 };
 
-inline FinishLayout finish_layout(const IndexView& ix, std::int32_t chunks, std::int32_t select,
-                                  bool cached) {
+inline FinishLayout finish_layout(const IndexView& ix, std::int32_t chunks, std::int32_t select) {
   FinishLayout at{};
-  at.total = cached ? std::int64_t{kCachedCandidates} * 8 : 0;
+  at.total = std::int64_t{kCachedCandidates} * 8;
   const auto take = [&](std::int64_t count) {
     const std::int64_t here = at.total;
     at.total += (count * 4 + 15) / 16 * 16;
     return static_cast<std::int32_t>(here);
   };
   const bool refines = ix.refine_factor > 1;
-  at.ends = take(cached ? chunks : 0);
+  at.ends = take(chunks);
   at.shortlist = take(select);
   at.exact = take(refines ? select : 0);
   at.heavy = refines ? take(ix.heavy_size) : at.shortlist;
@@ -55,8 +52,8 @@ struct FinishShared {
   __device__ std::int32_t* ends() const { return part<std::int32_t>(at.ends); }
   /// [select]
   __device__ std::int32_t* shortlist() const { return part<std::int32_t>(at.shortlist); }
-  /// [select]: exact scores; only with refine
-  __device__ float* exact() const { return part<float>(at.exact); }
+  /// [select]: selection keys of exact scores; only with refine
+  __device__ std::uint32_t* exact() const { return part<std::uint32_t>(at.exact); }
   /// [heavy_size]; the shortlist itself without refine
   __device__ std::int32_t* heavy() const { return part<std::int32_t>(at.heavy); }
   /// [d]; only with refine
@@ -75,7 +72,7 @@ struct RowCandidates {
     return segment_entry(segments, ends, chunks, capacity, i);
   }
   __device__ __forceinline__ std::uint32_t key(std::int32_t i) const {
-    return keys != nullptr ? keys[i] : selection_key(at(i).score);
+    return keys != nullptr ? keys[i] : at(i).key;
   }
   __device__ __forceinline__ std::int32_t position(std::int32_t i) const {
     return keys != nullptr ? positions[i] : at(i).position;
@@ -109,7 +106,7 @@ __device__ __forceinline__ RowCandidates read_candidates(
 #pragma unroll 4
       for (std::int32_t i = lane; i < count; i += 32) {
         const Candidate candidate = from[i];
-        sh.keys()[begin + i] = selection_key(candidate.score);
+        sh.keys()[begin + i] = candidate.key;
         sh.positions()[begin + i] = candidate.position;
       }
     }
@@ -135,7 +132,7 @@ __device__ __forceinline__ RowCandidates read_candidates(
 #pragma unroll 8
       for (std::int32_t i = at; i < count; i += team) {
         const Candidate candidate = from[i];
-        sh.keys()[begin + i] = selection_key(candidate.score);
+        sh.keys()[begin + i] = candidate.key;
         sh.positions()[begin + i] = candidate.position;
       }
     }

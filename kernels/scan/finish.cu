@@ -12,12 +12,9 @@ Status launch_finish(const FinishParams& p, std::int64_t rows, unsigned cluster,
                      const Launch& launch) {
   const std::int64_t grid = p.encode_blocks + rows * cluster;
   if (grid > 0x7fffffff) return too_many_blocks("finish", grid);
-  std::size_t bytes = std::max(static_cast<std::size_t>(p.layout.total), p.step_shape.shared_bytes);
-  // Where every thread block can have a multiprocessor of its own, shared memory sees to it.
-  constexpr std::size_t kHalf = 116 * 1024;
-  if (launch.compute_capability == 90 && grid <= kScanBlocks && bytes < kHalf) bytes = kHalf;
   return launch_clusters<finish_kernel<E, kPieces>>(
-      "scan: finish", launch, dim3(static_cast<unsigned>(grid)), cluster, kFinishThreads, bytes, p);
+      "scan: finish", launch, dim3(static_cast<unsigned>(grid)), cluster, kFinishThreads,
+      std::max(static_cast<std::size_t>(p.layout.total), p.step_shape.shared_bytes), p);
 }
 
 }  // namespace
@@ -29,8 +26,7 @@ Status launch_finish(const ScanParams& p, const ScanPlan& plan, const ScanScratc
   FinishParams finish{};
   finish.encode = {ix, p.step, p.keys};
   finish.step_shape = step_shape(finish.encode);
-  finish.share = segment_share(plan.chunks, plan.capacity);
-  finish.layout = finish_layout(ix, plan.chunks, plan.select, finish.share > kMostShare);
+  finish.layout = finish_layout(ix, plan.chunks, plan.select);
   finish.emit = p.emit;
   finish.queries = p.queries;
   finish.chunks = plan.chunks;

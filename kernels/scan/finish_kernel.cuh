@@ -13,7 +13,6 @@
 #include "refine/dots.cuh"
 #include "scan/ascending.cuh"
 #include "scan/candidates.cuh"
-#include "scan/segments.cuh"
 #include "score/lut.cuh"
 
 namespace quarry::cuda {
@@ -26,7 +25,6 @@ struct FinishParams {
   EmitParams emit;             ///< its rows, heavy and heavy_counts are not used
   QueryView queries;
   std::int32_t chunks, capacity, select;  ///< as in ScanPlan
-  std::int32_t share;                     ///< segment_share() of the two
   std::int32_t lanes;                     ///< that share a key in refine
   bool wide;
   std::uint32_t* encoded;  ///< [B], 0 when the first kernel has ended
@@ -70,11 +68,7 @@ template <typename E, int kPieces>
 __global__ void __launch_bounds__(kFinishThreads, 2)
     finish_kernel(const __grid_constant__ FinishParams p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ union {
-    BestStorage many;
-    std::int64_t places[kFinishThreads];
-  } storage;
-  __shared__ Exchange<1, kFinishThreads> exchange;
+  __shared__ BestStorage storage;
   let_successor_start();
   if (static_cast<std::int32_t>(blockIdx.x) < p.encode_blocks) {
     encode_role(p, memory);
@@ -115,35 +109,24 @@ __global__ void __launch_bounds__(kFinishThreads, 2)
     if constexpr (kPieces > 0) {        // from here on the others may write to this shared memory
       cluster_arrive_relaxed(place);
     }
-    const std::int32_t* const counts = p.counts + row * p.chunks;
-    const Candidate* const segments = p.candidates + row * p.chunks * p.capacity;
-    std::int32_t count = 0;
-    if (p.share <= 8) {
-      count = best_of_segments<8>(exchange, counts, segments, p.chunks, p.capacity, p.select,
-                                  sh.shortlist());
-    } else if (p.share <= kMostShare) {
-      count = best_of_segments<kMostShare>(exchange, counts, segments, p.chunks, p.capacity,
-                                           p.select, sh.shortlist());
-    } else {
-      std::int32_t total = 0;
-      const RowCandidates items =
-          read_candidates(storage.many, counts, segments, p.chunks, p.capacity, sh, &total);
-      __syncthreads();
-      count = min(p.select, total);
-      if (count > 0) {
-        best_ascending(
-            storage.many, [&](std::int32_t i) { return items.key(i); }, total, count,
-            [&](std::int32_t i, std::int32_t item) { sh.shortlist()[i] = items.position(item); });
-      }
-    }
+    std::int32_t total = 0;
+    const RowCandidates items = read_candidates(storage, p.counts + row * p.chunks,
+                                                p.candidates + row * p.chunks * p.capacity,
+                                                p.chunks, p.capacity, sh, &total);
     __syncthreads();
+    const std::int32_t count = min(p.select, total);
+    if (count > 0) {
+      best_ascending(
+          storage, [&](std::int32_t i) { return items.key(i); }, total, count,
+          [&](std::int32_t i, std::int32_t item) { sh.shortlist()[i] = items.position(item); });
+    }
     if constexpr (kPieces > 0) {
       const std::int32_t share = (count + place.blocks - 1) / place.blocks;
       const std::int32_t from = min(place.rank * share, count), to = min(from + share, count);
       const std::int32_t groups = kFinishThreads / p.lanes;
       cluster_wait(place);  // the others' shared memory is there to write to
       // Where the keys lie takes divisions: a thread a key, rather than all lanes of each.
-      std::int64_t* const places = storage.places;
+      auto* const places = reinterpret_cast<std::int64_t*>(storage.listed);
       const std::int32_t kv = head / ix.group_size;
 #pragma unroll 1
       for (std::int32_t batch = from; batch < to; batch += kFinishThreads) {
@@ -159,8 +142,9 @@ __global__ void __launch_bounds__(kFinishThreads, 2)
               ix, p.encode.keys, [&](std::int32_t i) { return sh.query()[i]; }, kv, p.wide, p.lanes,
               groups, tid / p.lanes, first, stop, [&](std::int32_t i) { return places[i - batch]; },
               [&](std::int32_t i, float score) {
+                const float key = bits_to_float(selection_key(score));
                 for (std::int32_t rank = 0; rank < place.blocks; ++rank) {
-                  store_to_block(place, sh.exact() + i, rank, score);
+                  store_to_block(place, reinterpret_cast<float*>(sh.exact()) + i, rank, key);
                 }
               });
         }
@@ -168,12 +152,12 @@ __global__ void __launch_bounds__(kFinishThreads, 2)
       }
       cluster_arrive(place);
       cluster_wait(place);
-      heavy_count = count <= 8 * kFinishThreads
-                        ? best_of_exact<8>(exchange, sh.exact(), sh.shortlist(), count,
-                                           ix.heavy_size, sh.heavy())
-                        : best_of_exact<32>(exchange, sh.exact(), sh.shortlist(), count,
-                                            ix.heavy_size, sh.heavy());
-      __syncthreads();
+      heavy_count = min(ix.heavy_size, count);
+      if (heavy_count > 0) {
+        best_ascending(
+            storage, [&](std::int32_t i) { return sh.exact()[i]; }, count, heavy_count,
+            [&](std::int32_t i, std::int32_t item) { sh.heavy()[i] = sh.shortlist()[item]; });
+      }
     } else {
       heavy_count = count;
     }

@@ -28,6 +28,8 @@ Status scan(const ScanParams& p, const Launch& launch) noexcept {
   chunks.step_shape = step_shape(chunks.encode);
   chunks.queries = p.queries;
   chunks.plan = plan;
+  // Clusters came with 9.0; before, a thread block is one.
+  if (launch.compute_capability < 90) chunks.plan.cluster = 1;
   chunks.layout = scan_layout(ix, plan);
   chunks.encoded = scratch.encoded;
   chunks.counts = scratch.counts;

@@ -41,23 +41,20 @@ __device__ __forceinline__ void load_means4(const IndexView& ix, const std::int6
     return;
   }
   const auto* means = static_cast<const std::uint16_t*>(ix.means) + i;
+  const bool half = ix.mean_dtype == DType::float16;
   uint2 word[kCount];
 #pragma unroll
   for (int u = 0; u < kCount; ++u) {
     word[u] = __ldg(reinterpret_cast<const uint2*>(means + at[u]));
   }
-  const auto widen = [&](auto element) {
-    using E = decltype(element);
 #pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-      const auto of = [](std::uint32_t w) { return E::widen(static_cast<std::uint16_t>(w)); };
-      v[u] = {of(word[u].x), of(word[u].x >> 16), of(word[u].y), of(word[u].y >> 16)};
-    }
-  };
-  if (ix.mean_dtype == DType::float16) {
-    widen(Float16{});
-  } else {
-    widen(BFloat16{});
+  for (int u = 0; u < kCount; ++u) {
+    const auto element = [&](std::uint32_t w, int shift) {
+      const auto bits = static_cast<std::uint16_t>(w >> shift);
+      return half ? Float16::widen(bits) : BFloat16::widen(bits);
+    };
+    v[u] = {element(word[u].x, 0), element(word[u].x, 16), element(word[u].y, 0),
+            element(word[u].y, 16)};
   }
 }
 
@@ -105,7 +102,7 @@ __device__ __forceinline__ void block_biases(const IndexView& ix, const std::int
                                              std::int32_t slot, std::int32_t head,
                                              std::int32_t first_block, std::int32_t last_block,
                                              const float* q, float* bias) {
-  constexpr int kAtOnce = kHeads == 1 ? 8 : 4;  // means in flight a warp
+  constexpr int kAtOnce = 4;  // means in flight a warp
   constexpr int kValues = kAtOnce * kHeads;
   constexpr unsigned kAll = 0xffffffffu;
   const std::int32_t lane = static_cast<std::int32_t>(threadIdx.x) % 32;
