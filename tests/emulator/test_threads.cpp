@@ -173,6 +173,17 @@ TEST(PtxBlock, DynamicSharedMemoryFollowsStatic) {
   for (unsigned i = 0; i < 32; ++i) EXPECT_EQ(out[i], 2 * i);
 }
 
+TEST(PtxBlock, DynamicSharedMemoryIsAlignedAsAsked) {
+  const auto out = words_of<uint32_t>(
+      R"(
+  st.shared.u32 [buffer], %r1;
+  mov.u32 %r2, more;
+  and.b32 %r2, %r2, 1023;
+  st.global.u32 [%rd6], %r2;)",
+      {}, {32, 1, 1, 128}, std::string(kBuffer) + ".extern .shared .align 1024 .b8 more[];\n");
+  for (unsigned i = 0; i < 32; ++i) EXPECT_EQ(out[i], 0u);
+}
+
 TEST(PtxCluster, ReadsItsNeighboursSharedMemory) {
   for (const uint64_t seed : {0, 1, 2}) {
     const Checks checks("all");
