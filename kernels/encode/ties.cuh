@@ -24,7 +24,6 @@ struct TileKeys {
 
   __device__ __forceinline__ bool rotates() const { return rotations != nullptr; }
   __device__ __forceinline__ float rotation(int at) const { return __ldg(rotations + at); }
-  __device__ __forceinline__ void begin(int) const {}
   __device__ __forceinline__ void put(int item, std::uint8_t code) const { codes[item] = code; }
 };
 template <typename Residual>
@@ -34,7 +33,7 @@ TileKeys(Residual, const float*, std::uint8_t*) -> TileKeys<Residual>;
 /// each a group of lanes: first a lane a dimension, then a lane a centroid.
 /// Of the thread block's kThreads all call it. kLoads: elements of the rotation in flight.
 /// keys.rotates(), keys.rotation(i * d + j): whether there is one, and an element of it;
-/// keys.begin(row): a group of lanes is about to ask for row; keys.residual(row, i): its dimensions
+/// keys.residual(row, i): its dimensions
 /// i .. i + 3, a multiple of four, before rotation; keys.put(item, code).
 template <int kTiles, int kUnits, int kThreads, int kLoads, typename Keys>
 __device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ codebook,
@@ -49,7 +48,6 @@ __device__ __forceinline__ void settle_ties(int ksub, const float* __restrict__ 
     const int own = first + lane / kWidth;
     const int item = near.items[own < ties ? own : first];  // lanes without one repeat the first
     const int row = item / kSubspaces, s = item % kSubspaces;
-    keys.begin(row);
     const float* c = codebook + s * kSub * ksub;
     // Few centroids are under way before the rotation's chain begins.
     const bool few = kUnits == 1 && ksub <= 2 * kWidth;
